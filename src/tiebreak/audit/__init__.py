@@ -1,0 +1,1 @@
+"""Measure the judgments and the data; change nothing."""

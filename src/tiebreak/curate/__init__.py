@@ -1,0 +1,1 @@
+"""Judgments become training rows; every step reports what it dropped and why."""

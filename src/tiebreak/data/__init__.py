@@ -1,0 +1,1 @@
+"""In and out of the house: published schemas, tables, TRL shapes, splits, the small world."""

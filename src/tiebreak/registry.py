@@ -1,0 +1,99 @@
+"""One table mechanism for everything that has a name.
+
+A row says what a thing is called, what it does, which knobs it has and where its code lives; the code is imported only
+when the row is used, so listing a table stays light. A user's own thing joins by an entry point of the group
+``tiebreak.<table>`` or is named in place as ``my_module:my_function``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from importlib.metadata import entry_points
+from typing import Any
+
+from tiebreak.records import InputError
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """Return " Did you mean 'x'?" for the known name closest to ``name``, or nothing when none is close."""
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def load_object(path: str, *, what: str) -> Any:
+    """Import ``module:attribute``; an InputError says which half is missing."""
+    module_name, _, attribute = path.partition(":")
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"{what} {path!r} cannot be loaded: there is no module {error.name!r} on the Python path; "
+            "install it or start from the folder that holds it."
+        ) from error
+    if not hasattr(module, attribute):
+        known = [name for name in vars(module) if not name.startswith("_")]
+        raise InputError(f"{what} {path!r}: module {module_name!r} has no {attribute!r}.{nearest(attribute, known)}")
+    return getattr(module, attribute)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One named thing: what it does in a line, its knobs with their defaults, where its code and its paper are."""
+
+    name: str
+    does: str
+    target: str = ""
+    knobs: Mapping[str, Any] = field(default_factory=dict)
+    paper: str = ""
+
+    def load(self) -> Callable[..., Any]:
+        """Import and return the code behind the row."""
+        loaded: Callable[..., Any] = load_object(self.target, what=self.name)
+        return loaded
+
+    def settle(self, given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
+        """Return the defaults overridden by ``given``; an unknown knob is refused with the nearest name."""
+        for name in given:
+            if name not in self.knobs:
+                has = f"it has {', '.join(self.knobs)}" if self.knobs else "it has none"
+                raise InputError(f"{where}: {self.name!r} has no knob {name!r}; {has}.{nearest(name, self.knobs)}")
+        return {**self.knobs, **given}
+
+
+class Table:
+    """The named rows of one kind, in the order they are written."""
+
+    def __init__(self, name: str, singular: str, rows: Iterable[Row]) -> None:
+        self.name = name
+        self.singular = singular
+        self._own = {row.name: row for row in rows}
+
+    @cached_property
+    def _rows(self) -> dict[str, Row]:
+        found = dict(self._own)
+        for point in entry_points(group=f"tiebreak.{self.name}"):
+            found.setdefault(point.name, Row(name=point.name, does=f"from {point.value}", target=point.value))
+        return found
+
+    def __getitem__(self, name: str) -> Row:
+        if name in self._rows:
+            return self._rows[name]
+        if ":" in name:
+            return Row(name=name, does="your own", target=name)
+        raise InputError(
+            f"There is no {self.singular} called {name!r}; there are {', '.join(self._rows)}, "
+            f"or your own as module:function.{nearest(name, self._rows)}"
+        )
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._rows
+
+    def __iter__(self) -> Iterator[Row]:
+        return iter(self._rows.values())
+
+    def __len__(self) -> int:
+        return len(self._rows)

@@ -1,0 +1,1 @@
+"""One HTML file that tells the whole story of a run."""

@@ -1,0 +1,1 @@
+"""Pure numpy statistics of preferences; knows no record and no file."""

@@ -1,0 +1,1 @@
+"""Two loops, objectives as switches."""

@@ -1,0 +1,1 @@
+"""Preference losses as switches and rows."""
