@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from typing import Any, Literal, NamedTuple, TypeVar
 
 Verdict = Literal["slot", "tie", "both_bad", "skip", "invalid"]
@@ -156,8 +156,12 @@ class Judgment:
             )
         if self.winner is not None and not 0 <= self.winner < len(self.slots):
             raise InputError(f"A judgment names slot {self.winner} of {len(self.slots)}; slots count from 0.")
-        if self.probability is not None and not 0.0 <= self.probability <= 1.0:
-            raise InputError(f"A judgment has probability {self.probability}; expected a number from 0 to 1.")
+        for name in ("probability", "strength"):
+            value = getattr(self, name)
+            if value is not None:
+                if not 0.0 <= value <= 1.0:
+                    raise InputError(f"A judgment has {name} {value}; expected a number from 0 to 1.")
+                object.__setattr__(self, name, float(value))
         if not self.id:
             object.__setattr__(self, "id", content_id("judgment", *self._said()))
 
@@ -221,6 +225,7 @@ class Pair:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "judgment_ids", tuple(self.judgment_ids))
+        object.__setattr__(self, "p", float(self.p))
         if not 0.5 <= self.p <= 1.0:
             raise InputError(f"A pair has p = {self.p}; P(chosen is better) lies between 0.5 and 1.")
         if self.chosen_id == self.rejected_id:
@@ -272,6 +277,9 @@ def from_dict(kind: type[Record], row: Mapping[str, Any]) -> Record:
     known = {f.name for f in fields(kind)}
     if unknown := sorted(set(row) - known):
         raise InputError(f"A {kind.__name__} has no field {unknown[0]!r}; it has {', '.join(sorted(known))}.")
+    needed = [f.name for f in fields(kind) if f.default is MISSING and f.default_factory is MISSING]
+    if missing := [name for name in needed if name not in row]:
+        raise InputError(f"A {kind.__name__} needs {', '.join(needed)}; {missing[0]!r} is missing.")
     values = dict(row)
     if kind is Prompt and not isinstance(values.get("text"), str):
         values["text"] = tuple(

@@ -27,6 +27,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def load_object(path: str, *, what: str) -> Any:
     """Import ``module:attribute``; an InputError says which half is missing."""
     module_name, _, attribute = path.partition(":")
+    if not attribute or not module_name or module_name.startswith("."):
+        raise InputError(f"{what} {path!r} is not of the form module:function.")
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:

@@ -7,7 +7,7 @@ twice writes once; judgments cannot be changed or deleted, which the database it
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from datetime import UTC, datetime
@@ -20,117 +20,10 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from tiebreak.records import InputError, Judgment, Message, Prompt, Response
+from tiebreak.store.tables import MIGRATIONS, judgments, members, prompts, responses, runs
 
 CHUNK = 2_000
 """Rows per insert statement: bounds memory, and is far past the point where larger chunks are faster."""
-
-meta = sa.MetaData()
-
-prompts = sa.Table(
-    "prompts",
-    meta,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("text", sa.JSON, nullable=False),
-    sa.Column("context", sa.Text, nullable=False),
-    sa.Column("reference", sa.Text),
-    sa.Column("fields", sa.JSON, nullable=False),
-    sa.Column("tags", sa.JSON, nullable=False),
-    sa.Column("source", sa.Text, nullable=False),
-    sa.Column("licence", sa.Text, nullable=False),
-    sa.Column("group", sa.Text, nullable=False),
-)
-
-responses = sa.Table(
-    "responses",
-    meta,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("prompt_id", sa.Text, sa.ForeignKey("prompts.id"), nullable=False, index=True),
-    sa.Column("text", sa.Text, nullable=False),
-    sa.Column("maker", sa.Text, nullable=False),
-    sa.Column("settings", sa.JSON, nullable=False),
-    sa.Column("draw", sa.Integer, nullable=False),
-    sa.Column("finish", sa.Text, nullable=False),
-    sa.Column("tokens", sa.Integer),
-)
-
-judgments = sa.Table(
-    "judgments",
-    meta,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("prompt_id", sa.Text, sa.ForeignKey("prompts.id"), nullable=False),
-    sa.Column("item", sa.Text, nullable=False, index=True),
-    sa.Column("slots", sa.JSON, nullable=False),
-    sa.Column("verdict", sa.Text, nullable=False),
-    sa.Column("winner", sa.Integer),
-    sa.Column("order_known", sa.Boolean, nullable=False),
-    sa.Column("probability", sa.Float),
-    sa.Column("strength", sa.Float),
-    sa.Column("ratings", sa.JSON, nullable=False),
-    sa.Column("rationale", sa.Text, nullable=False),
-    sa.Column("by", sa.Text, nullable=False),
-    sa.Column("rubric", sa.Text, nullable=False),
-    sa.Column("raw", sa.Text, nullable=False),
-    sa.Column("fields", sa.JSON, nullable=False),
-    sa.Column("tokens_in", sa.Integer),
-    sa.Column("tokens_out", sa.Integer),
-    sa.Column("price", sa.Float),
-    sa.Column("latency", sa.Float),
-    sa.Column("attempt", sa.Integer, nullable=False),
-    sa.Column("revises", sa.Text),
-    sa.Column("created_at", sa.Text, nullable=False),
-    sa.Index("judgments_by_rubric", "by", "rubric"),
-)
-
-runs = sa.Table(
-    "runs",
-    meta,
-    sa.Column("id", sa.Text, primary_key=True),
-    sa.Column("section", sa.Text, nullable=False),
-    sa.Column("manifest", sa.JSON, nullable=False),
-    sa.Column("finished_at", sa.Text, nullable=False),
-)
-
-members = sa.Table(
-    "members",
-    meta,
-    sa.Column("set", sa.Text, primary_key=True),
-    sa.Column("position", sa.Integer, primary_key=True),
-    sa.Column("record_id", sa.Text, nullable=False),
-)
-
-_REFUSE = "judgments are append-only: record a new judgment that revises the old one"
-
-
-def _create_tables(connection: sa.Connection) -> None:
-    meta.create_all(connection)
-
-
-def _forbid_changes(connection: sa.Connection) -> None:
-    if connection.dialect.name == "sqlite":
-        for verb in ("UPDATE", "DELETE"):
-            connection.execute(
-                sa.text(
-                    f"CREATE TRIGGER IF NOT EXISTS judgments_no_{verb.lower()} BEFORE {verb} ON judgments "
-                    f"BEGIN SELECT RAISE(ABORT, '{_REFUSE}'); END"
-                )
-            )
-        return
-    connection.execute(
-        sa.text(
-            "CREATE OR REPLACE FUNCTION judgments_refuse() RETURNS trigger AS "
-            f"$$ BEGIN RAISE EXCEPTION '{_REFUSE}'; END $$ LANGUAGE plpgsql"
-        )
-    )
-    connection.execute(
-        sa.text(
-            "CREATE OR REPLACE TRIGGER judgments_append_only BEFORE UPDATE OR DELETE OR TRUNCATE ON judgments "
-            "FOR EACH STATEMENT EXECUTE FUNCTION judgments_refuse()"
-        )
-    )
-
-
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables, _forbid_changes)
-"""Applied in order, each once; a database remembers how many it has seen. Append, never edit."""
 
 
 class Added(NamedTuple):
@@ -155,6 +48,7 @@ class Ledger:
             if not path.exists():
                 raise InputError(f"There is no ledger at {path}; import or run something first, or pass its path.")
         self._engine = _engine(self.url)
+        self._writer = self._engine.execution_options(tiebreak_writes=True)
         with translated(self.name):
             self._migrate()
 
@@ -162,8 +56,8 @@ class Ledger:
     def name(self) -> str:
         """The ledger's address without its password."""
         if self.url.get_backend_name() == "sqlite":
-            return str(self.url.database)
-        return self.url.render_as_string(hide_password=True)
+            return str(self.url.database or ":memory:")
+        return _shown(self.url)
 
     def __enter__(self) -> Ledger:
         return self
@@ -176,17 +70,28 @@ class Ledger:
         self._engine.dispose()
 
     def _migrate(self) -> None:
-        with self._engine.begin() as connection:
+        with self._engine.connect() as connection:
+            if self._version(connection) == len(MIGRATIONS):
+                return
+        with self._writer.begin() as connection:
+            if connection.dialect.name == "postgresql":
+                connection.execute(sa.text("SELECT pg_advisory_xact_lock(hashtext('tiebreak schema'))"))
+            done = self._version(connection)
             connection.execute(sa.text("CREATE TABLE IF NOT EXISTS schema_version (version INTEGER NOT NULL)"))
-            done = connection.execute(sa.text("SELECT COALESCE(MAX(version), 0) FROM schema_version")).scalar_one()
-            if done > len(MIGRATIONS):
-                raise InputError(
-                    f"The ledger {self.name} has schema version {done}, this tiebreak knows {len(MIGRATIONS)}; "
-                    "use the newer tiebreak that wrote it."
-                )
             for version, migration in enumerate(MIGRATIONS[done:], start=done + 1):
                 migration(connection)
                 connection.execute(sa.text("INSERT INTO schema_version VALUES (:v)"), {"v": version})
+
+    def _version(self, connection: sa.Connection) -> int:
+        if not sa.inspect(connection).has_table("schema_version"):
+            return 0
+        done: int = connection.execute(sa.text("SELECT COALESCE(MAX(version), 0) FROM schema_version")).scalar_one()
+        if done > len(MIGRATIONS):
+            raise InputError(
+                f"The ledger {self.name} has schema version {done}, this tiebreak knows {len(MIGRATIONS)}; "
+                "use the newer tiebreak that wrote it."
+            )
+        return done
 
     @contextmanager
     def read(self) -> Iterator[sa.Connection]:
@@ -211,21 +116,19 @@ class Ledger:
 
     def _add(self, table: sa.Table, rows: Iterator[dict[str, Any]]) -> Added:
         make = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
-        statement = make(table).on_conflict_do_nothing(index_elements=["id"])
-        seen = 0
-        with translated(self.name), self._engine.begin() as connection:
-            before = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
+        statement = make(table).on_conflict_do_nothing(index_elements=["id"]).execution_options(preserve_rowcount=True)
+        new = seen = 0
+        with translated(self.name), self._writer.begin() as connection:
             while chunk := list(islice(rows, CHUNK)):
-                connection.execute(statement, chunk)
+                new += connection.execute(statement, chunk).rowcount
                 seen += len(chunk)
-            after = connection.execute(sa.select(sa.func.count()).select_from(table)).scalar_one()
-        return Added(after - before, seen - (after - before))
+        return Added(new, seen - new)
 
     def put_set(self, name: str, record_ids: Iterable[str]) -> int:
         """Write the ordered set ``name``, replacing what it held; returns its size."""
         rows = ({"set": name, "position": i, "record_id": r} for i, r in enumerate(record_ids))
         size = 0
-        with translated(self.name), self._engine.begin() as connection:
+        with translated(self.name), self._writer.begin() as connection:
             connection.execute(members.delete().where(members.c.set == name))
             while chunk := list(islice(rows, CHUNK)):
                 connection.execute(members.insert(), chunk)
@@ -276,6 +179,13 @@ class Ledger:
         """Return the judgments named by ``ids`` in that order, or all by id."""
         return [_to_judgment(row) for row in self._select(judgments, ids)]
 
+    def responses_by(self, maker: str) -> Iterator[Response]:
+        """Yield every response of one maker: what need not be sampled again."""
+        query = sa.select(responses).where(responses.c.maker == maker).order_by(responses.c.id)
+        with self.read() as connection:
+            for row in connection.execute(query).mappings().yield_per(CHUNK):
+                yield Response(**row)
+
     def judgments_by(self, by: str, rubric: str) -> Iterator[Judgment]:
         """Yield every judgment of one judge under one rubric: what need not be asked again."""
         query = sa.select(judgments).where(judgments.c.by == by, judgments.c.rubric == rubric)
@@ -307,8 +217,13 @@ def translated(name: str) -> Iterator[None]:
     """Turn the database's own complaints into one sentence each; what was committed before stays."""
     try:
         yield
+    except UnicodeEncodeError as error:
+        raise InputError(
+            f"The ledger {name} cannot hold half a character ({error.object[error.start]!r}); "
+            "replace it in the source, for example with \ufffd."
+        ) from error
     except OperationalError as error:
-        said = str(error.orig).strip().splitlines()[0]
+        said = (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]
         if "disk is full" in said or "No space left" in said:
             cure = "free some space and run again, nothing that was saved is lost"
         elif "locked" in said:
@@ -317,7 +232,7 @@ def translated(name: str) -> Iterator[None]:
             cure = "check the address, that the server runs, and that you may write there"
         raise InputError(f"The ledger {name} cannot be used: {said}; {cure}.") from error
     except DBAPIError as error:
-        said = str(error.orig).strip().splitlines()[0]
+        said = (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]
         if "FOREIGN KEY" in said or "foreign key" in said:
             raise InputError(
                 f"The ledger {name} refused a record whose prompt it does not hold; add the prompt first."
@@ -331,10 +246,23 @@ def _as_url(where: str | Path) -> sa.URL:
         return sa.make_url("sqlite://")
     if "://" not in text:
         return sa.URL.create("sqlite", database=text)
-    url = sa.make_url(text)
+    try:
+        url = sa.make_url(text)
+    except (ValueError, sa.exc.ArgumentError) as error:
+        raise InputError(
+            "The address of the ledger cannot be read; expected a file, sqlite:///path or "
+            "postgresql://user:password@host:port/database."
+        ) from error
+    if url.drivername in ("postgresql", "postgres"):
+        return url.set(drivername="postgresql+psycopg")
     if url.get_backend_name() not in ("sqlite", "postgresql"):
-        raise InputError(f"The ledger {url.render_as_string()} is neither a file, sqlite:/// nor postgresql://.")
-    return url.set(drivername="postgresql+psycopg") if url.drivername in ("postgresql", "postgres") else url
+        raise InputError(f"The ledger {_shown(url)} is neither a file, sqlite:/// nor postgresql://.")
+    return url
+
+
+def _shown(url: sa.URL) -> str:
+    hidden = {key: "***" for key in url.query if "password" in key.lower()}
+    return url.update_query_dict(hidden).render_as_string(hide_password=True)
 
 
 def _engine(url: sa.URL) -> sa.Engine:
@@ -357,7 +285,9 @@ def _engine(url: sa.URL) -> sa.Engine:
 
     @sa.event.listens_for(engine, "begin")
     def begin(connection: sa.Connection) -> None:
-        connection.exec_driver_sql("BEGIN")
+        # A transaction that reads first cannot wait for another writer; one that will write says so at once.
+        writes = connection.get_execution_options().get("tiebreak_writes")
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
 

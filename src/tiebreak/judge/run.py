@@ -1,0 +1,302 @@
+"""Ask a judge about pairs and write what it says into the ledger; whatever is known already is not asked again.
+
+The calls run in an event loop on a thread of their own, in a sliding window without barriers; the calling thread
+writes. So it works in a script and in a notebook alike, and a write never holds up a call.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from typing import Literal, NamedTuple
+
+from tiebreak.judge.table import Judge, Question
+from tiebreak.records import VERDICTS, InputError, Judgment, Progress, Prompt, Response, content_id, quiet
+from tiebreak.store import Ledger
+
+GROUP = 200
+"""Judgments that are written together at most while calls go on."""
+
+PATIENCE = 0.25
+"""Seconds a finished judgment waits for others before it is written."""
+
+Orders = Literal["both", "random", "given"]
+_Key = tuple[str, str, int]
+_Finished = queue.SimpleQueue[Judgment | BaseException | None]
+
+
+class Judged(NamedTuple):
+    """What one run of a judge gave.
+
+    ``judgment_ids`` go by pair, then order, then attempt, known ones included. ``counts`` has ``asked`` and ``known``
+    questions, ``invalid`` and ``ties`` among the judgments, and the pairs never asked because their texts are
+    ``identical`` or one is ``empty``. Price (US dollars, None where the judge has none) and tokens are what this run
+    spent, known judgments cost nothing.
+    """
+
+    judgment_ids: tuple[str, ...]
+    counts: Mapping[str, int]
+    price: float | None
+    tokens_in: int
+    tokens_out: int
+    seconds: float
+
+
+class _Known(NamedTuple):
+    id: str
+    verdict: str
+
+
+def judge_pairs(
+    ledger: Ledger,
+    judge: Judge,
+    pairs: Sequence[tuple[Prompt, Response, Response]],
+    *,
+    orders: Orders = "both",
+    attempts: int = 1,
+    concurrency: int = 32,
+    seed: int = 0,
+    again: Collection[str] = (),
+    progress: Progress = quiet,
+) -> Judged:
+    """Have ``judge`` answer every pair in the chosen orders and record it; return ids, counts and cost.
+
+    ``orders`` is ``both``, ``given`` (the pair's own) or ``random`` (a coin from ``seed`` and the pair). ``again``
+    names verdicts that are not taken for an answer, such as ``invalid``: those questions are asked once more and the
+    answer revises the old one. When a call fails, no further one starts, those in flight finish, all that finished is
+    written, then the error is raised; running again goes on from there. The pairs must be in the ledger.
+    """
+    started = time.monotonic()
+    _check(orders, attempts, concurrency, again)
+    questions, identical, empty = _questions(pairs, orders, attempts, seed)
+    answered = _known(ledger, judge) if questions else {}
+    known = {key: old for key, old in answered.items() if old.verdict not in again}
+    todo = [question for question in questions if _key(question) not in known]
+    _must_hold(ledger, todo)
+    spent = _Spent(len(questions) - len(todo))
+    with _answers(judge, todo, 1 if judge.instant else concurrency) as batches:
+        for batch in batches:
+            batch = [_revising(judgment, answered) for judgment in batch]
+            ledger.add_judgments(batch)
+            for judgment in batch:
+                known[_key(judgment)] = _Known(judgment.id, judgment.verdict)
+            spent.count(batch)
+            progress(spent.done, len(questions), spent.shown(time.monotonic() - started))
+    verdicts = [known[_key(question)] for question in questions]
+    return Judged(
+        judgment_ids=tuple(found.id for found in verdicts),
+        counts={
+            "asked": len(todo),
+            "known": len(questions) - len(todo),
+            "invalid": sum(found.verdict == "invalid" for found in verdicts),
+            "ties": sum(found.verdict == "tie" for found in verdicts),
+            "identical": identical,
+            "empty": empty,
+        },
+        price=spent.price,
+        tokens_in=spent.tokens_in,
+        tokens_out=spent.tokens_out,
+        seconds=time.monotonic() - started,
+    )
+
+
+class _Spent:
+    """The running sums of one run."""
+
+    def __init__(self, known: int) -> None:
+        self.known = known
+        self.done = known
+        self.invalid = 0
+        self.price: float | None = None
+        self.tokens_in = 0
+        self.tokens_out = 0
+
+    def count(self, batch: Sequence[Judgment]) -> None:
+        """Add a batch of judgments."""
+        for judgment in batch:
+            self.done += 1
+            self.invalid += judgment.verdict == "invalid"
+            self.tokens_in += judgment.tokens_in or 0
+            self.tokens_out += judgment.tokens_out or 0
+            if judgment.price is not None:
+                self.price = (self.price or 0.0) + judgment.price
+
+    def shown(self, seconds: float) -> dict[str, float]:
+        """The numbers worth a glance while it runs."""
+        shown = {"per second": (self.done - self.known) / max(seconds, 1e-9), "invalid": float(self.invalid)}
+        return shown if self.price is None else {**shown, "price": self.price}
+
+
+def _check(orders: str, attempts: int, concurrency: int, again: Collection[str]) -> None:
+    if orders not in ("both", "random", "given"):
+        raise InputError(f"judge: orders is {orders!r}; expected 'both', 'random' or 'given'.")
+    for name, value in (("attempts", attempts), ("concurrency", concurrency)):
+        if value < 1:
+            raise InputError(f"judge: {name} is {value}; expected 1 or more.")
+    if isinstance(again, str) or any(verdict not in VERDICTS for verdict in again):
+        raise InputError(f"judge: again is {again!r}; expected a list of verdicts out of {', '.join(VERDICTS)}.")
+
+
+def _questions(
+    pairs: Sequence[tuple[Prompt, Response, Response]], orders: Orders, attempts: int, seed: int
+) -> tuple[list[Question], int, int]:
+    """Return each question once, by pair, order and attempt, and how many pairs are identical or empty."""
+    questions: dict[_Key, Question] = {}
+    identical = empty = 0
+    for prompt, a, b in pairs:
+        if a.prompt_id != prompt.id or b.prompt_id != prompt.id:
+            raise InputError(
+                f"judge: a pair puts responses {a.id} and {b.id} under prompt {prompt.id}, but they answer "
+                f"{a.prompt_id} and {b.prompt_id}; pair responses to one prompt."
+            )
+        texts = a.text.strip(), b.text.strip()
+        if not all(texts):
+            empty += 1
+        elif texts[0] == texts[1]:
+            identical += 1
+        else:
+            for slots in _orders(a, b, orders, seed):
+                for attempt in range(attempts):
+                    question = Question(prompt, slots, attempt)
+                    questions.setdefault(_key(question), question)
+    return list(questions.values()), identical, empty
+
+
+def _orders(a: Response, b: Response, orders: Orders, seed: int) -> tuple[tuple[Response, Response], ...]:
+    if orders == "both":
+        return (a, b), (b, a)
+    if orders == "given":
+        return ((a, b),)
+    low, high = (a, b) if a.id < b.id else (b, a)
+    coin = int(content_id("order", seed, low.prompt_id, low.id, high.id), 16) & 1
+    return ((low, high),) if coin else ((high, low),)
+
+
+def _key(asked: Question | Judgment) -> _Key:
+    if isinstance(asked, Judgment):
+        return asked.slots[0], asked.slots[1], asked.attempt
+    return asked.slots[0].id, asked.slots[1].id, asked.attempt
+
+
+def _known(ledger: Ledger, judge: Judge) -> dict[_Key, _Known]:
+    """Return this judge's latest judgment of every question: the one that no other revises."""
+    found = [
+        (_key(judgment), _Known(judgment.id, judgment.verdict), judgment.revises)
+        for judgment in ledger.judgments_by(judge.by, judge.rubric)
+        if len(judgment.slots) == 2
+    ]
+    revised = {revises for _, _, revises in found}
+    return {key: judgment for key, judgment, _ in found if judgment.id not in revised}
+
+
+def _must_hold(ledger: Ledger, questions: Sequence[Question]) -> None:
+    """Refuse before anything is paid for when a prompt or response is not in the ledger."""
+    ledger.prompts(list({question.prompt.id: None for question in questions}))
+    ledger.responses(list({slot.id: None for question in questions for slot in question.slots}))
+
+
+def _revising(judgment: Judgment, answered: Mapping[_Key, _Known]) -> Judgment:
+    old = answered.get(_key(judgment))
+    return judgment if old is None else replace(judgment, revises=old.id, id="")
+
+
+@contextmanager
+def _answers(judge: Judge, questions: Sequence[Question], concurrency: int) -> Iterator[Iterator[list[Judgment]]]:
+    """Yield the answers in batches as they arrive; leaving early cancels what is in flight."""
+    finished: _Finished = queue.SimpleQueue()
+    running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
+    ready = threading.Event()
+
+    async def main() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        running.append((asyncio.get_running_loop(), task))
+        ready.set()
+        await _window(judge, questions, concurrency, finished)
+
+    def work() -> None:
+        try:
+            asyncio.run(main())
+            finished.put(None)
+        except BaseException as error:  # handed over, to be raised in the calling thread
+            finished.put(error)
+        finally:
+            ready.set()
+
+    def cancel() -> None:
+        for loop, task in running:
+            with suppress(RuntimeError):  # the loop has just closed
+                loop.call_soon_threadsafe(task.cancel)
+
+    if not questions:
+        yield iter(())
+        return
+    thread = threading.Thread(target=work, name="judge", daemon=True)
+    thread.start()
+    ready.wait()
+    try:
+        yield _batches(finished, cancel)
+    finally:
+        cancel()
+        thread.join()
+
+
+async def _window(judge: Judge, questions: Sequence[Question], concurrency: int, finished: _Finished) -> None:
+    """Keep ``concurrency`` calls in flight: a finished one makes room for the next, whatever its order or pair."""
+    waiting = iter(questions)
+    errors: list[Exception] = []
+
+    async def work() -> None:
+        for question in waiting:
+            if errors:
+                return
+            try:
+                finished.put(await judge.ask(question))
+            except Exception as error:
+                errors.append(error)
+
+    try:
+        await asyncio.gather(*(work() for _ in range(min(concurrency, len(questions)))))
+    finally:
+        await judge.close()
+    if errors:
+        raise errors[0]
+
+
+def _batches(finished: _Finished, cancel: Callable[[], None]) -> Iterator[list[Judgment]]:
+    """Group what arrives, full groups at once and others after a moment; at the end raise what went wrong.
+
+    Ctrl-C cancels the calls in flight and is raised after what had finished is handed out. Groups grow when writing
+    is slower than judging.
+    """
+    batch: list[Judgment] = []
+    due: float | None = None
+    interrupt: KeyboardInterrupt | None = None
+    while True:
+        try:
+            arrived = finished.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
+        except queue.Empty:
+            yield batch
+            batch, due = [], None
+            continue
+        except KeyboardInterrupt as error:
+            interrupt = error
+            cancel()
+            continue
+        if isinstance(arrived, Judgment):
+            batch.append(arrived)
+            due = time.monotonic() + PATIENCE if due is None else due
+            if len(batch) >= GROUP and (finished.empty() or len(batch) >= 10 * GROUP):
+                yield batch
+                batch, due = [], None
+            continue
+        if batch:
+            yield batch
+        if ended := interrupt or arrived:
+            raise ended
+        return

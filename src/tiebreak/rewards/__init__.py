@@ -1,0 +1,1 @@
+"""A prompt and a completion become a number."""

@@ -1,0 +1,64 @@
+"""A reward model as a reward: score answers in batches, and centre the model on reference answers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from tiebreak.models.attention import forest_mode
+from tiebreak.models.encode import Cut, encode_tree
+from tiebreak.models.forest import Tree, plant
+from tiebreak.models.heads import Centred, centre, hidden_last, scores
+from tiebreak.models.load import Loaded
+from tiebreak.records import InputError, Progress, Prompt, Response, quiet
+
+
+@torch.no_grad()
+def score(
+    loaded: Loaded,
+    rows: Sequence[tuple[Prompt, Sequence[Response]]],
+    *,
+    window: int = 1024,
+    cut: Cut = "start",
+    batch: int = 32,
+    progress: Progress = quiet,
+) -> list[list[float] | None]:
+    """Return the reward of every response of every row, None for a row with a completion too long for ``window``."""
+    trees = [encode_tree(loaded.tokenizer, p, answers, window=window, cut=cut)[0] for p, answers in rows]
+    kept = [i for i, tree in enumerate(trees) if tree is not None]
+    out: list[list[float] | None] = [None] * len(rows)
+    with forest_mode(loaded.model):
+        for start in range(0, len(kept), batch):
+            part = kept[start : start + batch]
+            forest = plant([tree for i in part if (tree := trees[i]) is not None]).to(loaded.model.device)
+            values = iter(scores(loaded.model, forest).tolist())
+            for i in part:
+                out[i] = [next(values) for _ in rows[i][1]]
+            progress(min(start + batch, len(kept)), len(kept), {})
+    return out
+
+
+@torch.no_grad()
+def centre_on(
+    loaded: Loaded, references: Sequence[Tree], pairs: Sequence[Tree], *, batch: int = 32
+) -> Centred:
+    """Centre the model so that ``references`` average 0, moving the differences of ``pairs`` least.
+
+    Raises:
+        InputError: there is no reference answer to centre on.
+    """
+    if not references:
+        raise InputError("There is no reference answer to centre the reward model on; import prompts with references.")
+    with forest_mode(loaded.model):
+        states = _states(loaded, references, batch)
+        both = _states(loaded, pairs, batch).view(len(pairs), 2, states.shape[1])
+    return centre(loaded.model, states, both[:, 0] - both[:, 1])
+
+
+def _states(loaded: Loaded, trees: Sequence[Tree], batch: int) -> torch.Tensor:
+    parts = [
+        hidden_last(loaded.model, plant(trees[start : start + batch]).to(loaded.model.device))
+        for start in range(0, len(trees), batch)
+    ]
+    return torch.cat(parts) if parts else torch.zeros(0, loaded.model.config.hidden_size)

@@ -1,0 +1,211 @@
+"""The sections that move records: each pulls what it needs, calls one room, and says what came out."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import asdict
+from itertools import combinations, islice
+from pathlib import Path
+from typing import Any
+
+from tiebreak.audit.run import audit as run_audit
+from tiebreak.curate.table import curate as run_curate
+from tiebreak.data.formats import FORMATS
+from tiebreak.data.importing import import_records
+from tiebreak.data.split import split_prompts
+from tiebreak.data.trl import export_pairs
+from tiebreak.judge.run import judge_pairs
+from tiebreak.judge.table import JUDGES
+from tiebreak.judge.table import Judge as Judging
+from tiebreak.recipe import Judge, row_knobs
+from tiebreak.records import InputError, Prompt, Response, to_dict
+from tiebreak.run.folder import read_pairs, write_json, write_pairs
+from tiebreak.run.job import Job, Made
+
+
+def import_(job: Job) -> Made:
+    """Read a source into the ledger and split its prompts."""
+    section = job.recipe.import_
+    assert section is not None
+    row = FORMATS[section.format]
+    knobs = row_knobs(row, section.knobs, "import")
+    if "seed" in knobs and "seed" not in section.knobs:
+        knobs["seed"] = job.recipe.seed
+    if section.path is None and section.format != "world":
+        raise InputError(f"import: format {section.format!r} reads a file; add path=FILE.")
+    if section.path is not None and not Path(section.path).is_file():
+        raise InputError(f"There is no file {section.path}; pass the path of the data to import.")
+    entries = row.load()(None if section.path is None else Path(section.path), **knobs)
+    done = import_records(job.ledger, islice(entries, section.limit), progress=job.progress)
+    splits = _split(job.ledger.prompts(done.prompt_ids), section.split, job.recipe.seed)
+    job.put("prompts", done.prompt_ids)
+    job.put("responses", done.response_ids)
+    job.put("judgments", done.judgment_ids)
+    for name, ids in splits.items():
+        job.put(f"prompts/{name}", ids)
+    write_json(job.home / "report.json", [asdict(remark) for remark in done.report])
+    refused = {remark.reason: remark.count for remark in done.report if not remark.kept}
+    kept = [f"{remark.count} rows kept: {remark.reason}, first {remark.where}" for remark in done.report if remark.kept]
+    counts = {
+        "rows": done.counts["rows"],
+        "prompts": len(done.prompt_ids),
+        "responses": len(done.response_ids),
+        "judgments": len(done.judgment_ids),
+    }
+    sizes = {name: len(ids) for name, ids in splits.items()}
+    return Made(counts | {f"prompts {n}": size for n, size in sizes.items()}, refused, kept, {"splits": sizes})
+
+
+def _split(prompts: list[Prompt], wanted: dict[str, Any], seed: int) -> dict[str, list[str]]:
+    """Split by tag where a share is a word, then by groups; what no share takes is ``train``, or else ``rest``."""
+    sides: dict[str, list[str]] = {}
+    left = prompts
+    for name, tag in wanted.items():
+        if isinstance(tag, str):
+            sides[name] = [prompt.id for prompt in left if tag in prompt.tags]
+            if not sides[name]:
+                raise InputError(f"import.split.{name} wants prompts with the tag {tag!r}; no prompt has it.")
+            left = [prompt for prompt in left if tag not in prompt.tags]
+    shares = {name: share for name, share in wanted.items() if not isinstance(share, str)}
+    if len({prompt.group for prompt in left}) < 2 or not shares:
+        return sides | {"train": [prompt.id for prompt in left]}
+    if set(shares.values()) == {None}:
+        return sides | {name: [prompt.id for prompt in left] for name in shares}
+    return sides | split_prompts(left, shares, seed=seed)
+
+
+def sample(job: Job) -> Made:
+    """Draw responses from a model."""
+    from tiebreak.models.load import load_causal
+    from tiebreak.sample.draw import draw, maker_of
+
+    section = job.recipe.sample
+    assert section is not None
+    name, where = job.model(section.model)
+    prompts = job.prompts(section.prompts, section.limit)
+    drawn = draw(
+        job.ledger,
+        load_causal(where),
+        prompts,
+        maker=maker_of(name, where),
+        n=section.n,
+        temperature=section.temperature,
+        top_p=section.top_p,
+        top_k=section.top_k,
+        max_new_tokens=section.max_new_tokens,
+        seed=job.recipe.seed,
+        batch=section.batch,
+        window=section.window,
+        cut=section.cut,
+        progress=job.progress,
+    )
+    job.put("responses", drawn.response_ids)
+    return Made(
+        {
+            "prompts": len(prompts),
+            "responses": len(drawn.response_ids),
+            "known": drawn.known,
+            "prompts cut": drawn.cut,
+            "share ended by EOS": round(drawn.stopped, 4),
+            "mean tokens": round(drawn.tokens, 2),
+        }
+    )
+
+
+def make_judge(section: Judge, seed: int) -> Judging:
+    """Return the judge a section names; a seed the recipe does not give is the run's."""
+    row = JUDGES[section.by]
+    knobs = row_knobs(row, section.knobs, "judge")
+    if "seed" in knobs and "seed" not in section.knobs:
+        knobs["seed"] = seed
+    judge: Judging = row.load()(**knobs)
+    return judge
+
+
+def judge(job: Job) -> Made:
+    """Have every pair of responses of a prompt judged."""
+    section = job.recipe.judge
+    assert section is not None
+    source = "sample" if "sample" in job.before else "import"
+    pairs = _pairs(job, job.ledger.responses(job.set_of(source, "responses")))[: section.limit]
+    if not pairs:
+        raise InputError("judge has no two responses to one prompt; sample with n=2 or import answers.")
+    done = judge_pairs(
+        job.ledger,
+        make_judge(section, job.recipe.seed),
+        pairs,
+        orders=section.orders,
+        attempts=section.attempts,
+        concurrency=section.concurrency,
+        seed=job.recipe.seed,
+        again=section.again,
+        progress=job.progress,
+    )
+    job.put("judgments", done.judgment_ids)
+    dropped = {f"{reason} texts, never asked": done.counts[reason] for reason in ("identical", "empty")}
+    counts = {"pairs": len(pairs), "judgments": len(done.judgment_ids)}
+    counts |= {name: done.counts[name] for name in ("asked", "known", "invalid", "ties")}
+    spent = {"tokens in": done.tokens_in, "tokens out": done.tokens_out}
+    return Made(counts | spent, {k: v for k, v in dropped.items() if v}, price=done.price)
+
+
+def _pairs(job: Job, responses: list[Response]) -> list[tuple[Prompt, Response, Response]]:
+    by_prompt: dict[str, list[Response]] = defaultdict(list)
+    for response in responses:
+        by_prompt[response.prompt_id].append(response)
+    prompts = {prompt.id: prompt for prompt in job.ledger.prompts(list(by_prompt))}
+    return [(prompts[key], a, b) for key, group in by_prompt.items() for a, b in combinations(group, 2)]
+
+
+def audit(job: Job) -> Made:
+    """Measure the judgments."""
+    section = job.recipe.audit
+    assert section is not None
+    ids = [judgment.id for judgment in job.judgments()]
+    findings = run_audit(job.ledger, ids, checks=section.checks, knobs=section.knobs)
+    write_json(job.home / "findings.json", [to_dict(finding) for finding in findings])
+    verdicts = Counter(finding.verdict for finding in findings)
+    return Made({"judgments": len(ids), "findings": len(findings), **verdicts})
+
+
+def curate(job: Job) -> Made:
+    """Derive training pairs from the judgments."""
+    steps = job.recipe.curate
+    assert steps is not None
+    judgments = job.judgments()
+    pairs, funnel = run_curate(judgments, steps)
+    write_pairs(job.home / "pairs.jsonl", pairs)
+    write_json(job.home / "funnel.json", [stage._asdict() for stage in funnel])
+    dropped: Counter[str] = Counter()
+    for stage in funnel:
+        dropped.update(stage.dropped)
+    ties = sum(pair.p == 0.5 for pair in pairs)
+    return Made({"judgments": len(judgments), "pairs": len(pairs), "ties kept": ties}, dict(dropped))
+
+
+def export(job: Job) -> Made:
+    """Write the pairs in a shape other trainers read."""
+    section = job.recipe.export
+    assert section is not None
+    pairs = read_pairs(job.project / "curate" / "pairs.jsonl")
+    prompts = {p.id: p for p in job.ledger.prompts(sorted({pair.prompt_id for pair in pairs}))}
+    ids = sorted({side for pair in pairs for side in (pair.chosen_id, pair.rejected_id)})
+    responses = {response.id: response for response in job.ledger.responses(ids)}
+    path = job.home / section.path
+    done = export_pairs(
+        pairs, prompts, responses, path, shape=section.shape, conversational=section.conversational
+    )
+    counts = {"pairs": len(pairs), "rows": done.rows}
+    return Made(counts, {"ties": done.ties, "equal texts": done.equal_texts}, outputs={"path": str(path)})
+
+
+def report(job: Job) -> Made:
+    """Write the page."""
+    from tiebreak.report.build import build
+    from tiebreak.run.summary import summarise
+
+    section = job.recipe.report
+    assert section is not None
+    write_json(job.project / "summary.json", summarise(job.project, job.before))
+    path = build(job.project, title=section.title or job.recipe.project, figures=section.figures)
+    return Made(outputs={"path": str(path)})
