@@ -94,8 +94,8 @@ class Stage(Open):
     model: str | dict[str, Any] = Field(
         description="another stage, a folder, a hub name, or a configuration (model_type, ...) to build from scratch"
     )
-    on: Literal["pairs", "responses", "references"] | None = Field(
-        None, description="rows: pairs; for sft the prompts' references, or imported responses"
+    rows: Literal["pairs", "responses", "references"] | None = Field(
+        None, description="pairs; for sft the prompts' references, or imported responses"
     )
     loss_on: Literal["completion", "all"] = Field("completion", description="sft: which tokens count")
     epochs: float | None = Field(None, gt=0)

@@ -271,17 +271,18 @@ async def _window(judge: Judge, questions: Sequence[Question], concurrency: int,
 def _batches(finished: _Finished, cancel: Callable[[], None]) -> Iterator[list[Judgment]]:
     """Group what arrives, full groups at once and others after a moment; at the end raise what went wrong.
 
-    Ctrl-C cancels the calls in flight and is raised after what had finished is handed out. Groups grow when writing
-    is slower than judging.
+    Ctrl-C cancels the calls in flight and is raised after what had finished is handed out; the wait is bounded so that
+    it is noticed whichever thread the signal woke. Groups grow when writing is slower than judging.
     """
     batch: list[Judgment] = []
     due: float | None = None
     interrupt: KeyboardInterrupt | None = None
     while True:
         try:
-            arrived = finished.get(timeout=None if due is None else max(0.0, due - time.monotonic()))
+            arrived = finished.get(timeout=PATIENCE if due is None else max(0.0, due - time.monotonic()))
         except queue.Empty:
-            yield batch
+            if batch:
+                yield batch
             batch, due = [], None
             continue
         except KeyboardInterrupt as error:

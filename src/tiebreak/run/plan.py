@@ -97,7 +97,7 @@ def _train_needs(recipe: Recipe, name: str, stage: Stage) -> list[str]:
 
 def rows_of(stage: Stage) -> str:
     """Return what a stage trains on: its own word, or references for sft and pairs for the rest."""
-    return stage.on or ("references" if stage.method == "sft" else "pairs")
+    return stage.rows or ("references" if stage.method == "sft" else "pairs")
 
 
 def _evaluate_needs(recipe: Recipe, judged: str) -> list[str]:

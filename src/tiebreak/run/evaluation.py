@@ -1,0 +1,290 @@
+"""The evaluate section: win rates, the reward model on pairs it never saw, and all of it against the truth if known."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tiebreak.evaluate.reward import agreement_with_truth, calibration, length_baseline, pair_accuracy
+from tiebreak.evaluate.winrate import WinRate, win_rate
+from tiebreak.judge.rule import RULES
+from tiebreak.judge.run import judge_pairs
+from tiebreak.judge.verdict import soft_label
+from tiebreak.recipe import Judge, WinRate as WinRateSection
+from tiebreak.records import InputError, Judgment, Pair, Prompt, Response, from_dict
+from tiebreak.run.folder import read_json, read_pairs, write_json
+from tiebreak.run.job import Job, Made
+from tiebreak.run.learning import held_out
+from tiebreak.run.stages import make_judge
+
+Truth = Callable[[Prompt, str], float]
+Answers = dict[str, dict[str, Response]]
+"""Side -> prompt id -> its answer."""
+
+
+class Slice(NamedTuple):
+    """Part of the results, with what it cost."""
+
+    results: dict[str, Any]
+    price: float | None = None
+
+
+def evaluate(job: Job) -> Made:
+    """Measure what the recipe's evaluate section asks for and write ``results.json``."""
+    section = job.recipe.evaluate
+    assert section is not None
+    truth: Truth | None = RULES[section.truth].load() if section.truth else None
+    results: dict[str, Any] = {}
+    price = None
+    if truth and "judge" in job.before:
+        results["judge"] = _judge_against_truth(job, truth)
+    if section.reward:
+        results["reward"] = _reward(job, section.reward, truth)
+    if section.win_rate:
+        answers = _answers(job, section.win_rate)
+        rates = _win_rates(job, section.win_rate, answers, truth)
+        results |= rates.results
+        price = rates.price
+        results["examples"] = _examples(job, section.win_rate, answers, truth, section.examples)
+    if not results:
+        raise InputError("evaluate has nothing to do; give it win_rate:, reward: or truth: with a judge section.")
+    write_json(job.home / "results.json", results)
+    shown = {name: len(value) for name, value in results.items() if isinstance(value, list)}
+    return Made(shown, outputs={"results": str(job.home / "results.json")}, price=price)
+
+
+def _judge_against_truth(job: Job, truth: Truth) -> dict[str, Any]:
+    """Accuracy of single judgments and of both orders averaged, where the truth prefers a side."""
+    judgments = [j for j in job.judgments() if len(j.slots) == 2]
+    texts = {r.id: r for r in job.ledger.responses(sorted({slot for j in judgments for slot in j.slots}))}
+    prompts = {p.id: p for p in job.ledger.prompts(sorted({j.prompt_id for j in judgments}))}
+    worth = {key: truth(prompts[r.prompt_id], r.text) for key, r in texts.items()}
+    single: list[tuple[float, float, str]] = []
+    items: dict[str, list[Judgment]] = {}
+    for judgment in judgments:
+        items.setdefault(judgment.item, []).append(judgment)
+        if judgment.verdict in ("slot", "tie"):
+            said = 0.5 if judgment.winner is None else float(judgment.winner == 0)
+            single.append((said, worth[judgment.slots[0]] - worth[judgment.slots[1]], judgment.prompt_id))
+    averaged: list[tuple[float, float, str]] = []
+    for group in items.values():
+        a, b = sorted(group[0].slots)
+        label = soft_label(group, a, b)
+        if label is not None:
+            averaged.append((label.p, worth[a] - worth[b], group[0].prompt_id))
+    return {"single_order": _agreement(single), "both_orders": _agreement(averaged)}
+
+
+def _agreement(rows: Sequence[tuple[float, float, str]]) -> dict[str, Any]:
+    said, gap, prompts = zip(*rows, strict=True) if rows else ((), (), ())
+    return dict(agreement_with_truth(list(said), list(gap), list(prompts))._asdict())
+
+
+def _reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
+    """Accuracy on held-out pairs beside the length-only baseline, calibration, and accuracy against the truth."""
+    from tiebreak.models.load import load_reward
+    from tiebreak.rewards.model import score
+
+    name, where = job.model(named)
+    stage = job.recipe.train.get(named)
+    learned, pairs = _held_pairs(job, named)
+    if not pairs:
+        raise InputError(f"evaluate.reward has no held-out pair to test {named} on; raise train.{named}.held_out.")
+    prompts = {p.id: p for p in job.ledger.prompts(sorted({p.prompt_id for p in (*pairs, *learned)}))}
+    ids = sorted({side for pair in (*pairs, *learned) for side in (pair.chosen_id, pair.rejected_id)})
+    texts = {response.id: response for response in job.ledger.responses(ids)}
+    rows = [(prompts[p.prompt_id], (texts[p.chosen_id], texts[p.rejected_id])) for p in pairs]
+    loaded = load_reward(where)
+    scored = score(
+        loaded,
+        rows,
+        window=stage.window if stage else 1024,
+        cut=stage.cut if stage else "start",
+        progress=job.progress,
+    )
+    kept = [(pair, values) for pair, values in zip(pairs, scored, strict=True) if values is not None]
+    margins = [chosen - rejected for _, (chosen, rejected) in kept]
+    groups = [prompts[pair.prompt_id].group for pair, _ in kept]
+    decided = [i for i, (pair, _) in enumerate(kept) if pair.p > 0.5]
+
+    def words(some: Sequence[Pair], side: str) -> list[int]:
+        return [len(texts[getattr(pair, side)].text.split()) for pair in some]
+
+    firm = [kept[i][0] for i in decided]
+    fit = [pair for pair in learned if pair.p > 0.5]
+    found: dict[str, Any] = {
+        "model": name,
+        "held_out": pair_accuracy([margins[i] for i in decided], [groups[i] for i in decided])._asdict(),
+        "length_baseline": length_baseline(
+            words(firm, "chosen_id"),
+            words(firm, "rejected_id"),
+            [groups[i] for i in decided],
+            train=(words(fit, "chosen_id"), words(fit, "rejected_id")) if fit else None,
+        )._asdict(),
+        "too_long": len(pairs) - len(kept),
+        "margins": [round(margin, 4) for margin in margins],
+    }
+    measured = calibration(margins, [pair.p for pair, _ in kept])
+    found["calibration"] = {
+        **{name: getattr(measured, name) for name in ("ece", "brier", "nll", "n")},
+        "bins": [{"confidence": b.confidence, **b.rate._asdict()} for b in measured.bins],
+    }
+    if truth:
+        gaps = [
+            truth(prompts[p.prompt_id], texts[p.chosen_id].text) - truth(prompts[p.prompt_id], texts[p.rejected_id].text)
+            for p, _ in kept
+        ]
+        said = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
+        found["truth"] = agreement_with_truth(said, gaps, groups)._asdict()
+    return found
+
+
+def _held_pairs(job: Job, named: str) -> tuple[list[Pair], list[Pair]]:
+    """Return the pairs the reward model learned from and those it never saw."""
+    pairs = read_pairs(job.project / "curate" / "pairs.jsonl")
+    written = read_json(job.project / "train" / named / "held_out.json") if named in job.recipe.train else None
+    if written is not None:
+        held = [from_dict(Pair, row) for row in written]
+        away = {pair.prompt_id for pair in held}
+        return [pair for pair in pairs if pair.prompt_id not in away], held
+    prompts = {p.id: p for p in job.ledger.prompts(sorted({pair.prompt_id for pair in pairs}))}
+    return held_out(pairs, prompts, set(job.set_of("import", "prompts/test")), 1.0, job.recipe.seed)
+
+
+def _answers(job: Job, section: WinRateSection) -> Answers:
+    """Let every model answer the test prompts; ``reference`` is the prompts' own answer."""
+    from tiebreak.models.load import load_causal
+    from tiebreak.sample.draw import draw, maker_of
+
+    prompts = job.prompts(section.prompts, section.limit)
+    sampled = job.recipe.sample
+    answers: Answers = {}
+    for side in (section.of, *section.against):
+        if side == "reference":
+            known = [p for p in prompts if p.reference]
+            if not known:
+                raise InputError("evaluate.win_rate compares with reference, and no test prompt has a reference answer.")
+            made = [Response(prompt_id=p.id, text=p.reference or "", maker="reference") for p in known]
+            job.ledger.add_responses(made)
+        else:
+            name, where = job.model(side)
+            drawn = draw(
+                job.ledger,
+                load_causal(where),
+                prompts,
+                maker=maker_of(name, where),
+                n=1,
+                temperature=section.temperature,
+                max_new_tokens=section.max_new_tokens or (sampled.max_new_tokens if sampled else 64),
+                seed=job.recipe.seed,
+                batch=sampled.batch if sampled else 128,
+                window=sampled.window if sampled else 1024,
+                cut=sampled.cut if sampled else "start",
+                progress=job.progress,
+            )
+            made = job.ledger.responses(drawn.response_ids)
+        answers[side] = {response.prompt_id: response for response in made}
+    return answers
+
+
+def _win_rates(job: Job, section: WinRateSection, answers: Answers, truth: Truth | None) -> Slice:
+    spec = section.judge or job.recipe.judge
+    if spec is None:
+        raise InputError("evaluate.win_rate has no judge; give it one, or add a judge section.")
+    prompts = {p.id: p for p in job.ledger.prompts(sorted(answers[section.of]))}
+    found, spent = [], None
+    for against in section.against:
+        shared = [key for key in answers[section.of] if key in answers[against]]
+        pairs = [(prompts[key], answers[section.of][key], answers[against][key]) for key in shared]
+        judgments, price = _judged(job, spec, pairs)
+        spent = price if spent is None else spent + (price or 0.0)
+        side = {a.id: section.of for _, a, _ in pairs} | {b.id: against for _, _, b in pairs}
+        lengths = {r.id: len(r.text.split()) for _, a, b in pairs for r in (a, b)}
+        measured = win_rate(judgments, side, of=section.of, against=against, lengths=lengths)
+        row = _rate_row(measured, sorted({j.by for j in judgments if j.by != IDENTICAL}))
+        if truth:
+            gaps = [truth(p, a.text) - truth(p, b.text) for p, a, b in pairs]
+            row["true"] = _true_rate(gaps, [p.group for p, _, _ in pairs])
+            row["true_quality"] = {
+                section.of: sum(truth(p, a.text) for p, a, _ in pairs) / len(pairs),
+                against: sum(truth(p, b.text) for p, _, b in pairs) / len(pairs),
+            }
+        found.append(row)
+    return Slice({"win_rates": found}, spent)
+
+
+IDENTICAL = "rule:identical"
+
+
+def _judged(
+    job: Job, spec: Judge, pairs: Sequence[tuple[Prompt, Response, Response]]
+) -> tuple[list[Judgment], float | None]:
+    """Judge the pairs; two equal answers are a tie that nobody needs to be asked about."""
+    done = judge_pairs(
+        job.ledger,
+        make_judge(spec, job.recipe.seed),
+        pairs,
+        orders=spec.orders,
+        attempts=spec.attempts,
+        concurrency=spec.concurrency,
+        seed=job.recipe.seed,
+        progress=job.progress,
+    )
+    same = [
+        Judgment(prompt_id=p.id, slots=slots, verdict="tie", by=IDENTICAL)
+        for p, a, b in pairs
+        if a.text.strip() == b.text.strip()
+        for slots in ((a.id, b.id), (b.id, a.id))
+    ]
+    job.ledger.add_judgments(same)
+    return job.ledger.judgments(done.judgment_ids) + same, done.price
+
+
+def _rate_row(measured: WinRate, judges: Sequence[str]) -> dict[str, Any]:
+    def estimate(value: Any) -> dict[str, Any] | None:
+        return None if value is None else {k: _number(v) for k, v in value._asdict().items()}
+
+    counted = ("wins", "ties", "losses", "invalid", "skipped", "both_bad", "judgments", "prompts", "one_order", "conflicts")
+    return {
+        "of": measured.of,
+        "against": measured.against,
+        "judges": list(judges),
+        "rate": estimate(measured.rate),
+        "soft": estimate(measured.soft),
+        "length_controlled": estimate(measured.length_controlled),
+        "consistency": estimate(measured.consistency),
+        "mean_length": dict(measured.mean_length),
+        **{name: getattr(measured, name) for name in counted},
+    }
+
+
+def _true_rate(gaps: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
+    """The share of prompts on which the truth is on our side, an equal quality being half, clustered by prompt group."""
+    from tiebreak.stats.intervals import rate
+
+    won = [0.5 if gap == 0 else float(gap > 0) for gap in gaps]
+    return {k: _number(v) for k, v in rate(won, list(groups))._asdict().items()} | {
+        "ties": sum(gap == 0 for gap in gaps)
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if isinstance(value, float) and math.isnan(value) else value
+
+
+def _examples(
+    job: Job, section: WinRateSection, answers: Answers, truth: Truth | None, count: int
+) -> list[dict[str, Any]]:
+    """The same prompts answered by every side, the first ones of the test set: not chosen by how well they went."""
+    chosen = [p for p in job.prompts(section.prompts, section.limit) if all(p.id in a for a in answers.values())][:count]
+    shown = []
+    for prompt in chosen:
+        row: dict[str, Any] = {"prompt": prompt.plain, "reference": prompt.reference, "answers": {}}
+        for side, by_prompt in answers.items():
+            text = by_prompt[prompt.id].text
+            worth = truth(prompt, text) if truth else None
+            row["answers"][side] = {"text": text, "quality": worth}
+        shown.append(row)
+    return shown

@@ -1,0 +1,183 @@
+"""The train section: texts to trees, trees to a trained model in a Hugging Face folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tiebreak.models.encode import encode_tree
+from tiebreak.models.forest import Tree
+from tiebreak.models.load import Loaded, build_causal, load_causal, load_reward, save_model, to_reward, train_tokenizer
+from tiebreak.recipe import Stage, pace_of, row_knobs
+from tiebreak.records import InputError, Pair, Prompt, Response, content_id, to_dict
+from tiebreak.rewards.model import centre_on
+from tiebreak.run.folder import read_pairs, write_json
+from tiebreak.run.job import Job, Made
+from tiebreak.run.plan import rows_of
+from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.offline import Example, Pace, fit
+
+REFERENCES = 512
+"""Reference answers that centre a reward model: enough for a mean, few enough to cost nothing."""
+
+
+def train(job: Job) -> Made:
+    """Train one model of the train section."""
+    stage = job.recipe.train[job.name.partition(".")[2]]
+    knobs = row_knobs(OBJECTIVES[stage.method], stage.knobs, job.name)
+    rows = _Rows(job, stage)
+    loaded = _start(job, stage, head=knobs["score"] == "head", texts=rows.texts)
+    taught, held_out, counts = rows.encode(loaded)
+    pace = Pace(**pace_of(stage))
+    done = fit(
+        loaded.model,
+        taught,
+        knobs,
+        pace,
+        seed=job.recipe.seed,
+        folder=job.home,
+        held_out=held_out,
+        evaluate_every=stage.evaluate_every,
+        checkpoint_every=stage.checkpoint_every,
+        log_every=stage.log_every,
+        progress=job.progress,
+    )
+    notes = list(rows.notes)
+    if knobs["score"] == "head":
+        notes.append(_centre(job, stage, loaded, [example.tree for example in taught]))
+    save_model(loaded.model, loaded.tokenizer, job.home / "model")
+    size = sum(parameter.numel() for parameter in loaded.model.parameters())
+    counts |= {"steps": done.steps, "tokens": done.tokens, "parameters": size}
+    return Made(counts, rows.dropped, notes, {"model": str(job.home / "model"), "last": done.last})
+
+
+class _Rows:
+    """The rows of one stage as records, split into those to learn from and those held out, and why others went."""
+
+    def __init__(self, job: Job, stage: Stage) -> None:
+        self.stage = stage
+        self.dropped: dict[str, int] = {}
+        self.notes: list[str] = []
+        kind = rows_of(stage)
+        if kind == "pairs":
+            self.rows, self.held = self._pairs(job)
+        else:
+            self.rows, self.held = self._written(job, kind), []
+        self.rows = self.rows[: stage.limit]
+
+    @property
+    def texts(self) -> list[str]:
+        """All texts to learn from, for a tokenizer that has to be trained."""
+        return [text for prompt, answers, _ in self.rows for text in (prompt.plain, *(a.text for a in answers))]
+
+    def _written(self, job: Job, kind: str) -> list[tuple[Prompt, list[Response], float]]:
+        prompts = job.prompts("train")
+        if kind == "references":
+            return [(p, [Response(prompt_id=p.id, text=p.reference)], 1.0) for p in prompts if p.reference]
+        by_id = {prompt.id: prompt for prompt in prompts}
+        written = job.ledger.responses(job.set_of("import", "responses"))
+        return [(by_id[r.prompt_id], [r], 1.0) for r in written if r.prompt_id in by_id]
+
+    def _pairs(self, job: Job) -> tuple[list[Any], list[Any]]:
+        pairs = read_pairs(job.project / "curate" / "pairs.jsonl")
+        prompts = {p.id: p for p in job.ledger.prompts(sorted({pair.prompt_id for pair in pairs}))}
+        ids = sorted({side for pair in pairs for side in (pair.chosen_id, pair.rejected_id)})
+        texts = {response.id: response for response in job.ledger.responses(ids)}
+        knobs = row_knobs(OBJECTIVES[self.stage.method], self.stage.knobs, job.name)
+        usable = [pair for pair in pairs if pair.p > 0.5 or knobs["target"] != "hard"]
+        if len(usable) < len(pairs):
+            self.dropped["ties, which a hard target cannot use"] = len(pairs) - len(usable)
+        taught, held = held_out(usable, prompts, self._tested(job), self.stage.held_out, job.recipe.seed)
+
+        def rows(some: Sequence[Pair]) -> list[Any]:
+            return [(prompts[p.prompt_id], [texts[p.chosen_id], texts[p.rejected_id]], p.p) for p in some]
+
+        write_json(job.home / "held_out.json", [to_dict(pair) for pair in held])
+        return rows(taught), rows(held)
+
+    def _tested(self, job: Job) -> set[str]:
+        if "import" not in job.before or "test" not in job.before["import"]["outputs"]["splits"]:
+            return set()
+        return set(job.set_of("import", "prompts/test"))
+
+    def encode(self, loaded: Loaded) -> tuple[list[Example], list[Example], dict[str, int | float]]:
+        """Turn the rows into trees; a row whose completion does not fit is dropped whole and counted."""
+        cut = 0
+        out: list[list[Example]] = []
+        for rows in (self.rows, self.held):
+            examples = []
+            for prompt, answers, p in rows:
+                tree, was_cut = encode_tree(
+                    loaded.tokenizer, prompt, answers, window=self.stage.window, cut=self.stage.cut
+                )
+                cut += was_cut
+                if tree is None:
+                    reason = "completion longer than the window"
+                    self.dropped[reason] = self.dropped.get(reason, 0) + 1
+                elif len(tree.branches) == 2 and tree.branches[0] == tree.branches[1]:
+                    reason = "equal completions"
+                    self.dropped[reason] = self.dropped.get(reason, 0) + 1
+                else:
+                    examples.append(Example(self._whole(tree) if self.stage.loss_on == "all" else tree, p))
+            out.append(examples)
+        counts: dict[str, int | float] = {"rows": len(out[0]), "held out": len(out[1]), "prompts cut": cut}
+        return out[0], out[1], counts
+
+    def _whole(self, tree: Tree) -> Tree:
+        """With the loss on all tokens the prompt's first token is the trunk and the rest one branch."""
+        return Tree(tree.trunk[:1], (tree.trunk[1:] + tree.branches[0],))
+
+
+def held_out(
+    pairs: Sequence[Pair], prompts: dict[str, Prompt], tested: set[str], share: float, seed: int
+) -> tuple[list[Pair], list[Pair]]:
+    """Split pairs into those to learn from and those held out, whole prompt groups at a time.
+
+    Pairs of the test prompts are the held-out ones; where there are none, ``share`` of the prompt groups is drawn.
+    """
+    if not any(pair.prompt_id in tested for pair in pairs):
+        groups = sorted({prompts[pair.prompt_id].group for pair in pairs}, key=lambda g: content_id("held", seed, g))
+        away = set(groups[: round(share * len(groups))])
+        tested = {pair.prompt_id for pair in pairs if prompts[pair.prompt_id].group in away}
+    learn = [pair for pair in pairs if pair.prompt_id not in tested]
+    return learn, [pair for pair in pairs if pair.prompt_id in tested]
+
+
+def _start(job: Job, stage: Stage, *, head: bool, texts: Sequence[str]) -> Loaded:
+    if isinstance(stage.model, dict):
+        if not texts:
+            raise InputError(f"{job.name} has no text to train a tokenizer on; the rows it should learn from are empty.")
+        tokenizer = train_tokenizer(texts, vocabulary=stage.vocabulary)
+        loaded = build_causal(stage.model, tokenizer, seed=job.recipe.seed)
+    else:
+        name, where = job.model(stage.model)
+        from_reward = name in job.recipe.train and job.recipe.train[name].method == "bradley_terry"
+        loaded = load_reward(where) if from_reward else load_causal(where)
+        if from_reward:
+            return loaded
+    return Loaded(to_reward(loaded.model, loaded.tokenizer, seed=job.recipe.seed), loaded.tokenizer) if head else loaded
+
+
+def _centre(job: Job, stage: Stage, loaded: Loaded, pairs: Sequence[Tree]) -> str:
+    prompts = job.prompts("train") if "import" in job.before else []
+    known = [prompt for prompt in prompts if prompt.reference][:REFERENCES]
+    trees = [
+        tree
+        for prompt in known
+        if (
+            tree := encode_tree(
+                loaded.tokenizer,
+                prompt,
+                [Response(prompt_id=prompt.id, text=prompt.reference or "")],
+                window=stage.window,
+                cut=stage.cut,
+            )[0]
+        )
+    ]
+    if not trees:
+        return "not centred: the prompts have no reference answers"
+    done = centre_on(loaded, trees, pairs)
+    return (
+        f"centred on {len(trees)} reference answers: mean {done.before:.4f} before, {done.after:.1e} after; "
+        f"differences of training pairs moved by at most {done.moved:.1e}"
+    )
