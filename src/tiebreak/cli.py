@@ -1,1 +1,289 @@
-"""One thin function per verb."""
+"""One thin function per verb.
+
+``tiebreak run RECIPE`` carries out a whole recipe; every other verb carries out one section of it, or of the recipe
+that the project folder remembers. Knobs are given as ``key=value``, the same words as in a recipe.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tiebreak.records import InputError
+
+app = typer.Typer(
+    name="tiebreak",
+    help="Preference learning end to end: from the first vote to a win rate that can be defended.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+)
+
+Words = Annotated[
+    list[str] | None,
+    typer.Argument(help="RECIPE.yaml (optional) and key=value settings", metavar="[RECIPE] [KEY=VALUE]..."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object to standard output.")]
+
+VERBS = {
+    "import": "Read prompts, answers and votes into the project's ledger.",
+    "sample": "Let a model answer the prompts.",
+    "judge": "Have a model or a rule say which answer is better, in both orders.",
+    "audit": "Measure the judgments: position bias, agreement, length, cost.",
+    "curate": "Turn judgments into training pairs.",
+    "train": "Train the models of the train section.",
+    "evaluate": "Measure win rates and the reward model.",
+    "report": "Write the page that tells the whole run.",
+    "export": "Write the pairs in the shapes other trainers read.",
+}
+TOP = ("project", "seed", "ledger", *VERBS)
+TABLES = {
+    "data": ("tiebreak.data.formats", "FORMATS"),
+    "judge": ("tiebreak.judge.table", "JUDGES"),
+    "rule": ("tiebreak.judge.rule", "RULES"),
+    "audit": ("tiebreak.audit.table", "CHECKS"),
+    "curate": ("tiebreak.curate.table", "STEPS"),
+    "objectives": ("tiebreak.train.objectives.presets", "OBJECTIVES"),
+}
+
+
+@app.command("run")
+def run_command(
+    words: Words = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show what would be done, its calls, price and memory.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Carry out a recipe, redoing only what has changed."""
+    from tiebreak.recipe import build_recipe, load_recipe
+
+    path, settings = _recipe_and_settings(words or [])
+    recipe = load_recipe(path, settings) if path else build_recipe(_remembered(settings), settings, where="the project")
+    if dry_run:
+        from tiebreak.run.forecast import forecast
+
+        _show_forecast(recipe.model_dump(mode="json", by_alias=True, exclude_none=True), forecast(recipe), as_json)
+        return
+    _carry_out(recipe, [], as_json)
+
+
+def _verb(section: str) -> Callable[..., None]:
+    def command(words: Words = None, as_json: AsJson = False) -> None:
+        from tiebreak.recipe import build_recipe, read_yaml
+
+        path, settings = _recipe_and_settings(words or [])
+        settings = [s if s.partition("=")[0].split(".")[0] in TOP else f"{section}.{s}" for s in settings]
+        raw = read_yaml(path) if path else _remembered(settings)
+        if section not in raw and not any(s.startswith((f"{section}.", f"{section}=")) for s in settings):
+            raw = {**raw, section: {}}
+        recipe = build_recipe(raw, settings, where=str(path or f"tiebreak {section}"))
+        _carry_out(recipe, [section], as_json)
+
+    command.__doc__ = VERBS[section]
+    return command
+
+
+for _section in VERBS:
+    app.command(_section)(_verb(_section))
+
+
+@app.command("ls")
+def ls_command(
+    table: Annotated[str | None, typer.Argument(help=f"One of {', '.join(TABLES)}; all when missing.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List everything that has a name: formats, judges, rules, checks, curate steps, objectives."""
+    from tiebreak.registry import load_object, nearest
+
+    if table is not None and table not in TABLES:
+        raise InputError(f"There is no table {table!r}; there are {', '.join(TABLES)}.{nearest(table, TABLES)}")
+    found = {
+        name: list(load_object(":".join(place), what=name)) for name, place in TABLES.items() if table in (None, name)
+    }
+    if as_json:
+        rows = {
+            n: [{k: getattr(r, k) for k in ("name", "does", "knobs", "paper")} for r in t] for n, t in found.items()
+        }
+        _print_json(rows)
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console()
+    for name, rows_of in found.items():
+        shown = Table(title=name, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
+        for heading in ("name", "what it does", "knobs"):
+            shown.add_column(heading, style="cyan" if heading == "name" else "", overflow="fold")
+        for row in rows_of:
+            shown.add_row(row.name, row.does, ", ".join(f"{k}={v}" for k, v in row.settle({}, where=name).items()))
+        console.print(shown)
+        console.print()
+
+
+@app.command("doctor")
+def doctor_command(as_json: AsJson = False) -> None:
+    """Say what this machine has, what is missing and how to get it."""
+    from tiebreak.run.doctor import examine
+
+    checks = examine(Path.cwd())
+    if as_json:
+        _print_json([check._asdict() for check in checks])
+    else:
+        for check in checks:
+            typer.echo(
+                f"{'ok ' if check.fine else '-- '} {check.what}: {check.found}"
+                + (f"  ({check.cure})" if check.cure else "")
+            )
+    if any(not check.fine and check.needed for check in checks):
+        raise typer.Exit(1)
+
+
+def _recipe_and_settings(words: list[str]) -> tuple[str | None, list[str]]:
+    plain = [word for word in words if "=" not in word]
+    if len(plain) > 1:
+        raise InputError(f"{plain[1]!r} is neither the recipe nor key=value; write settings as section.key=value.")
+    return (plain[0] if plain else None), [word for word in words if "=" in word]
+
+
+def _remembered(settings: list[str]) -> dict[str, Any]:
+    """Return the recipe the project folder holds from earlier verbs, or an empty one."""
+    from tiebreak.recipe import Recipe
+    from tiebreak.run.folder import read_json
+
+    chosen = next((s.partition("=")[2] for s in settings if s.startswith("project=")), "tiebreak")
+    found: dict[str, Any] = read_json(Recipe(project=chosen).folder / "recipe.json") or {"project": chosen}
+    return found
+
+
+def _carry_out(recipe: Any, only: list[str], as_json: bool) -> None:
+    from tiebreak.run import run
+    from tiebreak.run.display import display
+
+    show = display()
+    try:
+        ran = run(recipe, only=only, display=show)
+    finally:
+        if hasattr(show, "close"):
+            show.close()
+    outputs = {
+        name: manifest["outputs"] for name, manifest in ran.manifests.items() if not only or name.split(".")[0] in only
+    }
+    if as_json:
+        _print_json(
+            {
+                "project": str(ran.folder),
+                "skipped": list(ran.skipped),
+                "summary": ran.summary,
+                "stages": {n: m for n, m in ran.manifests.items() if not only or n.split(".")[0] in only},
+            }
+        )
+        return
+    if not only or only[0] in ("audit", "evaluate", "report"):
+        for line in headlines(ran.summary):
+            typer.echo(line)
+    for output in outputs.values():
+        if "path" in output:
+            typer.echo(f"\nWritten: {output['path']}")
+
+
+def headlines(summary: Mapping[str, Any]) -> list[str]:
+    """Return the summary as aligned lines: what, value, 95 % interval, n."""
+    lines = []
+    for name, row in summary.items():
+        if not isinstance(row, Mapping) or row.get("value") is None:
+            continue
+        what = name.replace("_", " ")
+        if "of" in row:
+            what = f"win rate of {row['of']} against {row['against']}"
+        scale, unit = (1, "") if name == "position_bias" else (100, " %")
+        interval = (
+            f"{scale * row['low']:6.3g} to {scale * row['high']:.3g}{unit}" if row["low"] is not None else "no interval"
+        )
+        planted = f", planted {row['planted']:g}" if "planted" in row else ""
+        truth = " (truth)" if row.get("against_truth") else ""
+        lines.append(
+            f"  {what + truth:<46} {scale * row['value']:6.3g}{unit:<2}  95 % {interval}, n = {row['n']:,}{planted}"
+        )
+    return lines
+
+
+def _show_forecast(recipe: dict[str, Any], found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        _print_json({"recipe": recipe, **found})
+        return
+    import yaml
+
+    typer.echo(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
+    typer.echo("stages")
+    for stage in found["stages"]:
+        typer.echo(f"  {'to do    ' if stage['to_do'] else 'unchanged'}  {stage['stage']}")
+    rows = found["rows"]
+    typer.echo(f"import: {rows['rows']:,} rows, {rows['prompts']:,} prompts, {rows['judgments']:,} judgments")
+    if sampled := found.get("sample"):
+        typer.echo(f"sample: {sampled['responses']:,} responses to {sampled['prompts']:,} prompts")
+    if judged := found.get("judge"):
+        price = judged.get("price_usd")
+        cost = (
+            "price unknown: give price_in and price_out per million tokens"
+            if price is None
+            else f"about {price:.2f} USD"
+        )
+        typer.echo(
+            f"judge: {judged['questions']:,} questions on {judged['pairs']:,} pairs, {judged['calls']:,} calls, {cost}"
+        )
+    for name, size in found["memory_gib"].items():
+        need = (
+            "unknown, the model is not here yet"
+            if size is None
+            else f"at least {size:.2f} GiB, activations not counted"
+        )
+        typer.echo(f"train.{name}: memory {need}")
+
+
+def _print_json(value: object) -> None:
+    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+
+
+@app.callback(invoke_without_command=True)
+def _about(
+    version: Annotated[bool, typer.Option("--version", help="Show the version.")] = False,
+) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"tiebreak {installed('tiebreak')}")
+        raise typer.Exit
+
+
+def main() -> None:
+    """Run the command line; a user's mistake is one sentence and exit code 1, never a stack trace."""
+    sys.path.insert(0, os.getcwd())
+    try:
+        app()
+    except InputError as error:
+        sys.exit(f"tiebreak: {error}")
+    except KeyboardInterrupt:
+        print("tiebreak: stopped; run the same command to go on from here.", file=sys.stderr)  # noqa: T201
+        sys.exit(130)
+    except ModuleNotFoundError as error:
+        extra = {"torch": "train", "transformers": "train", "safetensors": "train", "tokenizers": "train"}
+        extra |= {"pyarrow": "hub", "datasets": "hub", "matplotlib": "report", "psycopg": "postgres"}
+        if error.name not in extra:
+            raise
+        sys.exit(f"tiebreak: this needs {error.name}: pip install 'tiebreak[{extra[error.name]}]'.")
+    except Exception as error:
+        if "No space left" in str(error) or "disk is full" in str(error):
+            sys.exit("tiebreak: the disk is full; free some space and run again, what was finished is kept.")
+        raise
+
+
+if __name__ == "__main__":
+    main()

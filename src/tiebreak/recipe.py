@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -219,7 +220,9 @@ def override(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
     for text in overrides:
         name, found, value = text.partition("=")
         if not found or not name:
-            raise InputError(f"{text!r} is not an override; write section.key=value, for example train.policy.epochs=2.")
+            raise InputError(
+                f"{text!r} is not an override; write section.key=value, for example train.policy.epochs=2."
+            )
         try:
             parsed = yaml.safe_load(value)
         except yaml.YAMLError as error:
@@ -247,10 +250,11 @@ def _expand(raw: dict[str, Any]) -> None:
     for place in [raw, *[judge for judge in judges if isinstance(judge, dict)]]:
         for key in ("endpoint", "ledger"):
             if isinstance(value := place.get(key), str):
-                place[key] = re.sub(r"\$\{(\w+)\}", lambda match, key=key: _variable(match[1], key), value)
+                place[key] = re.sub(r"\$\{(\w+)\}", partial(_variable, key), value)
 
 
-def _variable(name: str, key: str) -> str:
+def _variable(key: str, match: re.Match[str]) -> str:
+    name = match[1]
     if name not in os.environ:
         raise InputError(f"The {key} needs the environment variable {name}, which is not set; export it first.")
     return os.environ[name]
@@ -269,13 +273,9 @@ def _check_names(recipe: Recipe) -> None:
 
 
 def row_knobs(row: Row, given: Mapping[str, Any], where: str, also: Sequence[str] = ()) -> dict[str, Any]:
-    """Return the settled knobs of ``row``; a user's own row takes what it is given."""
-    if not row.knobs:
-        if given and row.target == "" or (given and not row.does.startswith("your own")):
-            row.settle(given, where=where)
-        return dict(given)
+    """Return the settled knobs of ``row``; ``also`` are the section's own keys, which a misspelling may have meant."""
     for name in given:
-        if name not in row.knobs:
+        if row.knobs is not None and name not in row.knobs:
             near = nearest(name, [*row.knobs, *also])
             raise InputError(f"{where} has no key {name!r}, and {row.name!r} has no such knob.{near}")
     return row.settle(given, where=where)
@@ -323,4 +323,14 @@ def _kinds(annotation: Any) -> list[Any]:
     return [kind for part in parts for kind in _kinds(part)] if parts else [annotation]
 
 
-__all__ = ["SECTIONS", "Recipe", "Written", "build_recipe", "load_recipe", "override", "pace_of", "read_yaml", "row_knobs"]
+__all__ = [
+    "SECTIONS",
+    "Recipe",
+    "Written",
+    "build_recipe",
+    "load_recipe",
+    "override",
+    "pace_of",
+    "read_yaml",
+    "row_knobs",
+]

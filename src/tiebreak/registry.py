@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -44,12 +45,15 @@ def load_object(path: str, *, what: str) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One named thing: what it does in a line, its knobs with their defaults, where its code and its paper are."""
+    """One named thing: what it does in a line, its knobs with their defaults, where its code and its paper are.
+
+    ``knobs`` of None are read off the keyword arguments of the code itself, which is how a user's own thing has knobs.
+    """
 
     name: str
     does: str
     target: str = ""
-    knobs: Mapping[str, Any] = field(default_factory=dict)
+    knobs: Mapping[str, Any] | None = field(default_factory=dict)
     paper: str = ""
 
     def load(self) -> Callable[..., Any]:
@@ -59,11 +63,18 @@ class Row:
 
     def settle(self, given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         """Return the defaults overridden by ``given``; an unknown knob is refused with the nearest name."""
+        knobs = self.knobs if self.knobs is not None else _keywords(self.load())
         for name in given:
-            if name not in self.knobs:
-                has = f"it has {', '.join(self.knobs)}" if self.knobs else "it has none"
-                raise InputError(f"{where}: {self.name!r} has no knob {name!r}; {has}.{nearest(name, self.knobs)}")
-        return {**self.knobs, **given}
+            if name not in knobs:
+                has = f"it has {', '.join(knobs)}" if knobs else "it has none"
+                raise InputError(f"{where}: {self.name!r} has no knob {name!r}; {has}.{nearest(name, knobs)}")
+        return {**knobs, **given}
+
+
+def _keywords(function: Callable[..., Any]) -> dict[str, Any]:
+    """Return the arguments of ``function`` that have defaults."""
+    parameters = inspect.signature(function).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
 
 
 class Table:
@@ -78,14 +89,16 @@ class Table:
     def _rows(self) -> dict[str, Row]:
         found = dict(self._own)
         for point in entry_points(group=f"tiebreak.{self.name}"):
-            found.setdefault(point.name, Row(name=point.name, does=f"from {point.value}", target=point.value))
+            found.setdefault(
+                point.name, Row(name=point.name, does=f"from {point.value}", target=point.value, knobs=None)
+            )
         return found
 
     def __getitem__(self, name: str) -> Row:
         if name in self._rows:
             return self._rows[name]
         if ":" in name:
-            return Row(name=name, does="your own", target=name)
+            return Row(name=name, does="your own", target=name, knobs=None)
         raise InputError(
             f"There is no {self.singular} called {name!r}; there are {', '.join(self._rows)}, "
             f"or your own as module:function.{nearest(name, self._rows)}"

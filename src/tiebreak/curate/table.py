@@ -88,14 +88,10 @@ def settle(step: Written) -> tuple[str, dict[str, Any]]:
         name, given = step, {}
     elif len(step) == 1:
         name, value = next(iter(step.items()))
-        row = STEPS[name]
-        first = next(iter(row.knobs), "")
+        first = next(iter(STEPS[name].settle({}, where="curate")), "")
         given = dict(value) if isinstance(value, Mapping) else {} if value is None else {first: value}
     else:
         raise InputError(f"A curate step is written as {dict(step)!r}; expected a name or one name with its knobs.")
-    if name not in STEPS:
-        STEPS[name].load()
-        return name, dict(given)
     return name, STEPS[name].settle(given, where=f"curate: {name}")
 
 

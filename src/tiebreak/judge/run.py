@@ -7,11 +7,10 @@ writes. So it works in a script and in a notebook alike, and a write never holds
 from __future__ import annotations
 
 import asyncio
-import queue
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
@@ -27,7 +26,6 @@ PATIENCE = 0.25
 
 Orders = Literal["both", "random", "given"]
 _Key = tuple[str, str, int]
-_Finished = queue.SimpleQueue[Judgment | BaseException | None]
 
 
 class Judged(NamedTuple):
@@ -79,14 +77,16 @@ def judge_pairs(
     todo = [question for question in questions if _key(question) not in known]
     _must_hold(ledger, todo)
     spent = _Spent(len(questions) - len(todo))
-    with _answers(judge, todo, 1 if judge.instant else concurrency) as batches:
-        for batch in batches:
-            batch = [_revising(judgment, answered) for judgment in batch]
-            ledger.add_judgments(batch)
-            for judgment in batch:
-                known[_key(judgment)] = _Known(judgment.id, judgment.verdict)
-            spent.count(batch)
-            progress(spent.done, len(questions), spent.shown(time.monotonic() - started))
+
+    def write(batch: list[Judgment]) -> None:
+        batch = [_revising(judgment, answered) for judgment in batch]
+        ledger.add_judgments(batch)
+        for judgment in batch:
+            known[_key(judgment)] = _Known(judgment.id, judgment.verdict)
+        spent.count(batch)
+        progress(spent.done, len(questions), spent.shown(time.monotonic() - started))
+
+    _ask_all(judge, todo, 1 if judge.instant else concurrency, write)
     verdicts = [known[_key(question)] for question in questions]
     return Judged(
         judgment_ids=tuple(found.id for found in verdicts),
@@ -205,48 +205,62 @@ def _revising(judgment: Judgment, answered: Mapping[_Key, _Known]) -> Judgment:
     return judgment if old is None else replace(judgment, revises=old.id, id="")
 
 
-@contextmanager
-def _answers(judge: Judge, questions: Sequence[Question], concurrency: int) -> Iterator[Iterator[list[Judgment]]]:
-    """Yield the answers in batches as they arrive; leaving early cancels what is in flight."""
-    finished: _Finished = queue.SimpleQueue()
+def _ask_all(
+    judge: Judge, questions: Sequence[Question], concurrency: int, write: Callable[[list[Judgment]], None]
+) -> None:
+    """Ask every question on a thread with an event loop and hand the answers to ``write`` in this one.
+
+    Full groups are written at once, others after a moment. An answer leaves the shared list only when it is written,
+    so Ctrl-C, wherever it strikes, cancels the calls in flight and loses nothing that had finished.
+    """
+    if not questions:
+        return
+    finished: list[Judgment] = []
+    errors: list[BaseException] = []
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
-    ready = threading.Event()
+    wake, stopped, ended = threading.Event(), threading.Event(), threading.Event()
+
+    def answer(judgment: Judgment) -> None:
+        finished.append(judgment)
+        if len(finished) >= GROUP:
+            wake.set()
 
     async def main() -> None:
         task = asyncio.current_task()
         assert task is not None
         running.append((asyncio.get_running_loop(), task))
-        ready.set()
-        await _window(judge, questions, concurrency, finished)
+        if not stopped.is_set():
+            await _window(judge, questions, concurrency, answer)
 
     def work() -> None:
         try:
             asyncio.run(main())
-            finished.put(None)
         except BaseException as error:  # handed over, to be raised in the calling thread
-            finished.put(error)
-        finally:
-            ready.set()
+            errors.append(error)
+        ended.set()
+        wake.set()
 
-    def cancel() -> None:
-        for loop, task in running:
-            with suppress(RuntimeError):  # the loop has just closed
-                loop.call_soon_threadsafe(task.cancel)
-
-    if not questions:
-        yield iter(())
-        return
     thread = threading.Thread(target=work, name="judge", daemon=True)
     thread.start()
-    ready.wait()
     try:
-        yield _batches(finished, cancel)
+        while not ended.is_set():
+            wake.wait(PATIENCE)
+            wake.clear()
+            _write_out(finished, write)
     finally:
-        cancel()
+        stopped.set()
+        for loop, task in running:
+            with suppress(RuntimeError):  # the loop has closed already
+                loop.call_soon_threadsafe(task.cancel)
         thread.join()
+        _write_out(finished, write)
+    if errors:
+        raise errors[0]
 
 
-async def _window(judge: Judge, questions: Sequence[Question], concurrency: int, finished: _Finished) -> None:
+async def _window(
+    judge: Judge, questions: Sequence[Question], concurrency: int, answer: Callable[[Judgment], None]
+) -> None:
     """Keep ``concurrency`` calls in flight: a finished one makes room for the next, whatever its order or pair."""
     waiting = iter(questions)
     errors: list[Exception] = []
@@ -256,7 +270,7 @@ async def _window(judge: Judge, questions: Sequence[Question], concurrency: int,
             if errors:
                 return
             try:
-                finished.put(await judge.ask(question))
+                answer(await judge.ask(question))
             except Exception as error:
                 errors.append(error)
 
@@ -268,36 +282,12 @@ async def _window(judge: Judge, questions: Sequence[Question], concurrency: int,
         raise errors[0]
 
 
-def _batches(finished: _Finished, cancel: Callable[[], None]) -> Iterator[list[Judgment]]:
-    """Group what arrives, full groups at once and others after a moment; at the end raise what went wrong.
-
-    Ctrl-C cancels the calls in flight and is raised after what had finished is handed out; the wait is bounded so that
-    it is noticed whichever thread the signal woke. Groups grow when writing is slower than judging.
-    """
-    batch: list[Judgment] = []
-    due: float | None = None
-    interrupt: KeyboardInterrupt | None = None
-    while True:
+def _write_out(finished: list[Judgment], write: Callable[[list[Judgment]], None]) -> None:
+    """Write and remove what is in the list; a ledger that refuses is not tried again with the rest."""
+    while batch := finished[: 10 * GROUP]:
         try:
-            arrived = finished.get(timeout=PATIENCE if due is None else max(0.0, due - time.monotonic()))
-        except queue.Empty:
-            if batch:
-                yield batch
-            batch, due = [], None
-            continue
-        except KeyboardInterrupt as error:
-            interrupt = error
-            cancel()
-            continue
-        if isinstance(arrived, Judgment):
-            batch.append(arrived)
-            due = time.monotonic() + PATIENCE if due is None else due
-            if len(batch) >= GROUP and (finished.empty() or len(batch) >= 10 * GROUP):
-                yield batch
-                batch, due = [], None
-            continue
-        if batch:
-            yield batch
-        if ended := interrupt or arrived:
-            raise ended
-        return
+            write(batch)
+        except Exception:
+            finished.clear()
+            raise
+        del finished[: len(batch)]

@@ -50,7 +50,9 @@ class Forest:
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum per-token ``values`` (M,) over each branch, giving (B,)."""
-        return torch.zeros(len(self.lengths), dtype=values.dtype, device=values.device).index_add(0, self.branch, values)
+        return torch.zeros(len(self.lengths), dtype=values.dtype, device=values.device).index_add(
+            0, self.branch, values
+        )
 
 
 def plant(trees: Sequence[Tree]) -> Forest:

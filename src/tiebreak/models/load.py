@@ -79,7 +79,9 @@ def load_tokenizer(where: str | Path, *, revision: str | None = None) -> PreTrai
     """
     folder = Path(where)
     if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
-        raise InputError(f"The model folder {folder} has no tokenizer; save the tokenizer it was trained with beside it.")
+        raise InputError(
+            f"The model folder {folder} has no tokenizer; save the tokenizer it was trained with beside it."
+        )
     try:
         tokenizer = AutoTokenizer.from_pretrained(str(where), revision=revision)
     except (OSError, ValueError, KeyError) as error:
@@ -141,7 +143,9 @@ def build_causal(
     """
     fields = dict(config)
     if "model_type" not in fields:
-        raise InputError("A model to build needs model_type, for example llama, gpt2 or qwen3; add it to the model's keys.")
+        raise InputError(
+            "A model to build needs model_type, for example llama, gpt2 or qwen3; add it to the model's keys."
+        )
     settings = AutoConfig.for_model(
         fields.pop("model_type"),
         vocab_size=len(tokenizer),

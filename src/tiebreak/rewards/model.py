@@ -40,9 +40,7 @@ def score(
 
 
 @torch.no_grad()
-def centre_on(
-    loaded: Loaded, references: Sequence[Tree], pairs: Sequence[Tree], *, batch: int = 32
-) -> Centred:
+def centre_on(loaded: Loaded, references: Sequence[Tree], pairs: Sequence[Tree], *, batch: int = 32) -> Centred:
     """Centre the model so that ``references`` average 0, moving the differences of ``pairs`` least.
 
     Raises:

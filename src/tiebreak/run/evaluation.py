@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from tiebreak.evaluate.reward import agreement_with_truth, calibration, length_baseline, pair_accuracy
@@ -12,7 +11,8 @@ from tiebreak.evaluate.winrate import WinRate, win_rate
 from tiebreak.judge.rule import RULES
 from tiebreak.judge.run import judge_pairs
 from tiebreak.judge.verdict import soft_label
-from tiebreak.recipe import Judge, WinRate as WinRateSection
+from tiebreak.recipe import Judge
+from tiebreak.recipe import WinRate as WinRateSection
 from tiebreak.records import InputError, Judgment, Pair, Prompt, Response, from_dict
 from tiebreak.run.folder import read_json, read_pairs, write_json
 from tiebreak.run.job import Job, Made
@@ -133,7 +133,8 @@ def _reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
     }
     if truth:
         gaps = [
-            truth(prompts[p.prompt_id], texts[p.chosen_id].text) - truth(prompts[p.prompt_id], texts[p.rejected_id].text)
+            truth(prompts[p.prompt_id], texts[p.chosen_id].text)
+            - truth(prompts[p.prompt_id], texts[p.rejected_id].text)
             for p, _ in kept
         ]
         said = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
@@ -165,7 +166,9 @@ def _answers(job: Job, section: WinRateSection) -> Answers:
         if side == "reference":
             known = [p for p in prompts if p.reference]
             if not known:
-                raise InputError("evaluate.win_rate compares with reference, and no test prompt has a reference answer.")
+                raise InputError(
+                    "evaluate.win_rate compares with reference, and no test prompt has a reference answer."
+                )
             made = [Response(prompt_id=p.id, text=p.reference or "", maker="reference") for p in known]
             job.ledger.add_responses(made)
         else:
@@ -246,7 +249,18 @@ def _rate_row(measured: WinRate, judges: Sequence[str]) -> dict[str, Any]:
     def estimate(value: Any) -> dict[str, Any] | None:
         return None if value is None else {k: _number(v) for k, v in value._asdict().items()}
 
-    counted = ("wins", "ties", "losses", "invalid", "skipped", "both_bad", "judgments", "prompts", "one_order", "conflicts")
+    counted = (
+        "wins",
+        "ties",
+        "losses",
+        "invalid",
+        "skipped",
+        "both_bad",
+        "judgments",
+        "prompts",
+        "one_order",
+        "conflicts",
+    )
     return {
         "of": measured.of,
         "against": measured.against,
@@ -261,7 +275,7 @@ def _rate_row(measured: WinRate, judges: Sequence[str]) -> dict[str, Any]:
 
 
 def _true_rate(gaps: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
-    """The share of prompts on which the truth is on our side, an equal quality being half, clustered by prompt group."""
+    """The share of prompts where the truth is on our side, an equal quality being half, clustered by prompt group."""
     from tiebreak.stats.intervals import rate
 
     won = [0.5 if gap == 0 else float(gap > 0) for gap in gaps]
@@ -278,7 +292,9 @@ def _examples(
     job: Job, section: WinRateSection, answers: Answers, truth: Truth | None, count: int
 ) -> list[dict[str, Any]]:
     """The same prompts answered by every side, the first ones of the test set: not chosen by how well they went."""
-    chosen = [p for p in job.prompts(section.prompts, section.limit) if all(p.id in a for a in answers.values())][:count]
+    chosen = [p for p in job.prompts(section.prompts, section.limit) if all(p.id in a for a in answers.values())][
+        :count
+    ]
     shown = []
     for prompt in chosen:
         row: dict[str, Any] = {"prompt": prompt.plain, "reference": prompt.reference, "answers": {}}

@@ -40,7 +40,9 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}; free some space or choose another project.") from error
+        raise InputError(
+            f"{path} cannot be written: {error.strerror}; free some space or choose another project."
+        ) from error
 
 
 def read_json(path: Path) -> Any:

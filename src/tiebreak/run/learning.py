@@ -146,7 +146,9 @@ def held_out(
 def _start(job: Job, stage: Stage, *, head: bool, texts: Sequence[str]) -> Loaded:
     if isinstance(stage.model, dict):
         if not texts:
-            raise InputError(f"{job.name} has no text to train a tokenizer on; the rows it should learn from are empty.")
+            raise InputError(
+                f"{job.name} has no text to train a tokenizer on; the rows it should learn from are empty."
+            )
         tokenizer = train_tokenizer(texts, vocabulary=stage.vocabulary)
         loaded = build_causal(stage.model, tokenizer, seed=job.recipe.seed)
     else:

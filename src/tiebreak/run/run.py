@@ -76,7 +76,7 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
                 if (found := home.manifest) is not None:
                     manifests[stage.name] = found
                 continue
-            key = _key(stage, recipe, manifests)
+            key = stage_key(stage, recipe, manifests)
             if home.done(key) and (manifest := home.manifest) is not None:
                 manifests[stage.name] = manifest
                 skipped.append(stage.name)
@@ -88,7 +88,8 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
     return Ran(folder, manifests, tuple(skipped), read_json(folder / "summary.json") or {})
 
 
-def _key(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -> str:
+def stage_key(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -> str:
+    """Return the hash of all that shapes a stage's result: knobs, seed, files, code version and its inputs' keys."""
     inputs = {}
     for need in stage.needs:
         if need not in manifests:

@@ -165,7 +165,8 @@ def audit(job: Job) -> Made:
     findings = run_audit(job.ledger, ids, checks=section.checks, knobs=section.knobs)
     write_json(job.home / "findings.json", [to_dict(finding) for finding in findings])
     verdicts = Counter(finding.verdict for finding in findings)
-    return Made({"judgments": len(ids), "findings": len(findings), **verdicts})
+    counts: dict[str, int | float] = {"judgments": len(ids), "findings": len(findings)}
+    return Made(counts | {str(name): count for name, count in verdicts.items()})
 
 
 def curate(job: Job) -> Made:
@@ -192,9 +193,7 @@ def export(job: Job) -> Made:
     ids = sorted({side for pair in pairs for side in (pair.chosen_id, pair.rejected_id)})
     responses = {response.id: response for response in job.ledger.responses(ids)}
     path = job.home / section.path
-    done = export_pairs(
-        pairs, prompts, responses, path, shape=section.shape, conversational=section.conversational
-    )
+    done = export_pairs(pairs, prompts, responses, path, shape=section.shape, conversational=section.conversational)
     counts = {"pairs": len(pairs), "rows": done.rows}
     return Made(counts, {"ties": done.ties, "equal texts": done.equal_texts}, outputs={"path": str(path)})
 

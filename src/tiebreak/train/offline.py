@@ -159,7 +159,9 @@ def _check(examples: Sequence[Example], knobs: Mapping[str, Any]) -> None:
         choose("target", TARGETS, knobs["target"])
         for number, example in enumerate(examples):
             if len(example.tree.branches) != 2:
-                raise InputError(f"Row {number} has {len(example.tree.branches)} completions; a pair objective needs 2.")
+                raise InputError(
+                    f"Row {number} has {len(example.tree.branches)} completions; a pair objective needs 2."
+                )
 
 
 def _batch(step: int, rows: int, batch: int, seed: int) -> list[int]:

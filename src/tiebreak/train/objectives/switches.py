@@ -51,7 +51,7 @@ def log_ratio(seen: Seen) -> Tensor:
 
 
 def log_prob(seen: Seen) -> Tensor:
-    """log pi(y|x), summed over the completion."""
+    """Log pi(y|x), summed over the completion."""
     assert seen.logps is not None
     return seen.logps
 

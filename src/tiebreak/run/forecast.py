@@ -1,0 +1,131 @@
+"""What a run would do, before it does it: stages, calls, price and memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import islice
+from math import comb
+from pathlib import Path
+from typing import Any
+
+from tiebreak.data.formats import FORMATS
+from tiebreak.data.table import Entry
+from tiebreak.recipe import Judge, Recipe, row_knobs
+from tiebreak.run.folder import StageFolder
+from tiebreak.run.plan import plan
+from tiebreak.run.run import stage_key
+
+WORDS_PER_TOKEN = 0.75
+"""English prose under common tokenizers; a forecast needs no better."""
+
+BYTES_PER_PARAMETER = 16
+"""fp32 weights, gradients and two Adam moments."""
+
+
+def forecast(recipe: Recipe) -> dict[str, Any]:
+    """Return the stages and whether they are done, the judge's calls and price, and the memory of each training.
+
+    Reads the import's file once to count; loads no model and calls nobody.
+    """
+    rows = _count(recipe)
+    manifests: dict[str, dict[str, Any]] = {}
+    stages = []
+    for stage in plan(recipe):
+        home = StageFolder(recipe.folder, stage.name)
+        key = stage_key(stage, recipe, manifests) if all(need in manifests for need in stage.needs) else ""
+        done = bool(key) and home.done(key)
+        if done and (manifest := home.manifest):
+            manifests[stage.name] = manifest
+        stages.append({"stage": stage.name, "needs": list(stage.needs), "to_do": not done})
+    found: dict[str, Any] = {"project": str(recipe.folder), "stages": stages, "rows": rows}
+    if recipe.sample:
+        found["sample"] = _samples(recipe, rows)
+    if recipe.judge:
+        found["judge"] = _calls(recipe.judge, _pairs(recipe, rows), rows["words"])
+    found["memory_gib"] = {name: _memory(recipe, name) for name in recipe.train}
+    return found
+
+
+def _count(recipe: Recipe) -> dict[str, float]:
+    section = recipe.import_
+    if section is None:
+        return {"rows": 0, "prompts": 0, "pairs": 0, "judgments": 0, "words": 0.0}
+    row = FORMATS[section.format]
+    knobs = row_knobs(row, section.knobs, "import")
+    path = None if section.path is None else Path(section.path)
+    prompts: set[str] = set()
+    rows = judgments = pairs = words = 0
+    for entry in islice(row.load()(path, **knobs), section.limit):
+        rows += 1
+        if isinstance(entry, Entry):
+            prompts.add(entry.prompt.id)
+            judgments += len(entry.judgments)
+            pairs += comb(len(entry.responses), 2)
+            words += len(entry.prompt.plain.split()) + sum(len(r.text.split()) for r in entry.responses)
+    return {
+        "rows": rows,
+        "prompts": len(prompts),
+        "pairs": pairs,
+        "judgments": judgments,
+        "words": words / max(1, rows),
+    }
+
+
+def _samples(recipe: Recipe, rows: Mapping[str, float]) -> dict[str, int]:
+    assert recipe.sample is not None
+    prompts = int(min(rows["prompts"], recipe.sample.limit or rows["prompts"]))
+    return {"prompts": prompts, "responses": prompts * recipe.sample.n}
+
+
+def _pairs(recipe: Recipe, rows: Mapping[str, float]) -> int:
+    if recipe.sample:
+        return _samples(recipe, rows)["prompts"] * comb(recipe.sample.n, 2)
+    return int(rows["pairs"])
+
+
+def _calls(judge: Judge, pairs: int, words: float) -> dict[str, Any]:
+    pairs = min(pairs, judge.limit or pairs)
+    questions = pairs * (2 if judge.orders == "both" else 1) * judge.attempts
+    if judge.by != "pairwise":
+        return {"pairs": pairs, "questions": questions, "calls": 0, "price_usd": 0.0}
+    from tiebreak.judge.table import JUDGES
+
+    knobs = row_knobs(JUDGES[judge.by], judge.knobs, "judge")
+    per_question = 2 if knobs["rationale"] else 1
+    tokens_in = questions * per_question * (words / WORDS_PER_TOKEN + 250)
+    tokens_out = questions * (knobs["verdict_tokens"] + (100 if knobs["rationale"] else 0))
+    price = None
+    if knobs["price_in"] is not None and knobs["price_out"] is not None:
+        price = round((tokens_in * knobs["price_in"] + tokens_out * knobs["price_out"]) / 1e6, 2)
+    return {
+        "pairs": pairs,
+        "questions": questions,
+        "calls": questions * per_question,
+        "tokens_in": round(tokens_in),
+        "tokens_out": round(tokens_out),
+        "price_usd": price,
+    }
+
+
+def _memory(recipe: Recipe, name: str) -> float | None:
+    """GiB for weights, gradients and optimiser, activations not counted; None where the model is not here yet."""
+    stage = recipe.train[name]
+    root, model = stage, stage.model
+    while isinstance(model, str) and model in recipe.train and recipe.train[model] is not root:
+        root, model = recipe.train[model], recipe.train[model].model
+    if isinstance(model, dict):
+        size = _parameters(model, root.vocabulary)
+    else:
+        files = list(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
+        if not files:
+            return None
+        size = sum(file.stat().st_size for file in files) / 4
+    return round(size * BYTES_PER_PARAMETER / 2**30, 3)
+
+
+def _parameters(config: Mapping[str, Any], vocabulary: int) -> float:
+    """Count a transformer's weights: 4 d^2 for attention and 3 d f for the feed-forward of each layer, embeddings."""
+    width = config.get("hidden_size", config.get("n_embd", 768))
+    layers = config.get("num_hidden_layers", config.get("n_layer", 12))
+    inner = config.get("intermediate_size", 4 * width)
+    return float(layers * (4 * width**2 + 3 * width * inner) + 2 * vocabulary * width)
