@@ -322,3 +322,16 @@ def test_mistakes_are_told_in_one_sentence(options, said):
 def test_an_empty_ledger_is_said_to_be_empty():
     with Ledger(":memory:") as ledger, pytest.raises(InputError, match="no judgments to audit"):
         audit(ledger)
+
+
+def test_a_crowd_of_annotators_is_one_voice_and_a_few_are_several() -> None:
+    from tiebreak.audit.table import CROWD, view
+
+    def seen(people: int) -> list[str]:
+        votes = [
+            Judgment(prompt_id="p", slots=("a", "b"), verdict="slot", winner=i % 2, by=f"human:{i}") for i in range(people)
+        ]
+        return [name for name, _ in view(votes).by_judge()]
+
+    assert seen(CROWD) == sorted(f"human:{i}" for i in range(CROWD))
+    assert seen(CROWD + 1) == [f"the crowd of {CROWD + 1} annotators"]

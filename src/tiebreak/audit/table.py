@@ -7,6 +7,7 @@ check over a million judgments takes a second or so and needs no loop over recor
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -27,6 +28,9 @@ SLOT, TIE, BOTH_BAD, SKIP, INVALID = range(len(VERDICTS))
 
 EMPTY = 0
 """The code of an empty text."""
+
+CROWD = 20
+"""More judges of one kind than this are spoken of together."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -93,14 +97,29 @@ class View:
     def by_judge(self, rows: Ints | None = None) -> Iterator[tuple[str, Ints]]:
         """Yield each judge's name and the positions in ``rows`` (all judgments when None) that are its own.
 
-        Sorted once, so a thousand annotators cost no more than one.
+        Judges of a kind that has more than ``CROWD`` of them come together under one name: a finding on each of a
+        thousand annotators with a dozen votes says nothing about any of them.
         """
-        codes = self.judge if rows is None else self.judge[rows]
+        names, voice = self._voices()
+        codes = voice[self.judge if rows is None else self.judge[rows]]
         order = np.argsort(codes, kind="stable")
-        edges = np.searchsorted(codes[order], np.arange(len(self.judges) + 1))
-        for code, name in enumerate(self.judges):
+        edges = np.searchsorted(codes[order], np.arange(len(names) + 1))
+        for code, name in enumerate(names):
             if edges[code] < edges[code + 1]:
                 yield name, order[edges[code] : edges[code + 1]]
+
+    def _voices(self) -> tuple[list[str], Ints]:
+        """Return the names findings speak of, and for each judge (J,) which of them it belongs to."""
+        sizes = Counter(self.kind)
+        crowds = {
+            kind: f"the crowd of {size:,} {'annotators' if kind == 'human' else f'{kind} judges'}"
+            for kind, size in sizes.items()
+            if size > CROWD
+        }
+        spoken = [crowds.get(kind, name) for kind, name in zip(self.kind, self.judges, strict=True)]
+        names = list(dict.fromkeys(spoken))
+        index = {name: code for code, name in enumerate(names)}
+        return names, np.array([index[name] for name in spoken], dtype=np.int64)
 
     def examples(self, rows: Ints | Bools, most: int = 5) -> tuple[str, ...]:
         """Return the first few judgment ids among ``rows``."""

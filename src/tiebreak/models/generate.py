@@ -1,6 +1,7 @@
-"""Sampling from a local model: the prompt's prefill is shared by its draws, and each draw has a random stream of its own.
+"""Sampling from a local model: a prompt's prefill is shared by its draws, and each draw has a random stream of its own.
 
 A draw's stream depends on the seed, the prompt and the draw alone, so a resumed or reordered run gives the same text.
+Rows leave the batch as they end.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from tiebreak.records import Progress, content_id, quiet
+from tiebreak.models.load import context_of
+from tiebreak.records import InputError, Progress, content_id, quiet
 
 
 class Drawn(NamedTuple):
@@ -23,7 +25,6 @@ class Drawn(NamedTuple):
     finish: str
 
 
-@torch.no_grad()
 def generate(
     model: PreTrainedModel,
     prompts: Sequence[tuple[int, ...]],
@@ -56,28 +57,44 @@ def generate(
         eos: token id that ends a sample.
         pad: token id that fills the left of shorter prompts.
         progress: called after each batch with prompts done and prompts in all.
+
+    Raises:
+        InputError: a prompt is empty, or a prompt with its sample needs more positions than the model has.
     """
+    _check(model, prompts, max_new_tokens)
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     out: list[list[Drawn]] = [[] for _ in prompts]
     size = max(1, batch // n)
     for start in range(0, len(order), size):
         part = order[start : start + size]
         uniforms = np.stack([_stream(seed, keys[i], draw, max_new_tokens) for i in part for draw in range(n)])
-        drawn = _decode(
-            model,
-            [prompts[i] for i in part],
-            torch.from_numpy(uniforms),
-            n=n,
-            temperature=temperature,
-            top_p=top_p,
-            top_k=top_k,
-            eos=eos,
-            pad=pad,
-        )
+        with torch.no_grad():
+            drawn = _decode(
+                model,
+                [prompts[i] for i in part],
+                torch.from_numpy(uniforms),
+                n=n,
+                temperature=temperature,
+                top_p=top_p,
+                top_k=top_k,
+                eos=eos,
+                pad=pad,
+            )
         for row, i in enumerate(part):
             out[i] = drawn[row * n : (row + 1) * n]
         progress(min(start + size, len(order)), len(order), {})
     return out
+
+
+def _check(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], max_new_tokens: int) -> None:
+    if not all(prompts):
+        raise InputError("A prompt has no tokens, so there is nothing to sample from; give it text or drop it.")
+    most, context = max(map(len, prompts), default=0) + max_new_tokens, context_of(model)
+    if context is not None and most > context:
+        raise InputError(
+            f"A prompt and its sample take {most} tokens and the model has {context} positions; lower window or "
+            "max_new_tokens."
+        )
 
 
 def _stream(seed: int, key: str, draw: int, length: int) -> np.ndarray:
@@ -140,18 +157,22 @@ def _decode(
 
 
 def pick(logits: Tensor, uniform: Tensor, temperature: float, top_p: float = 1.0, top_k: int = 0) -> Tensor:
-    """Choose one token per row of ``logits`` (R, V) by inverting the cumulative distribution at ``uniform`` (R,)."""
+    """Choose one token per row of ``logits`` (R, V) by inverting the cumulative distribution at ``uniform`` (R,).
+
+    ``top_k`` filters first and ``top_p`` what it leaves, renormalised, as transformers and vLLM do; of equal tokens the
+    one with the smaller id is kept. Sums are in float64: in float32 they err by more than a rare token's probability.
+    """
     if temperature == 0.0:
         return logits.argmax(-1)
     probabilities = (logits.double() / temperature).softmax(-1)
-    if top_k or top_p < 1.0:
-        ranked, where = probabilities.sort(-1, descending=True)
-        past = ranked.cumsum(-1) - ranked >= top_p
+    if 0 < top_k < logits.shape[-1] or top_p < 1.0:
+        ranked, where = probabilities.sort(-1, descending=True, stable=True)
         if top_k:
-            past[:, top_k:] = True
-        ranked = ranked.masked_fill(past, 0.0)
+            ranked[:, top_k:] = 0.0
+        before = ranked.cumsum(-1) - ranked
+        ranked = ranked.masked_fill(before >= top_p * ranked.sum(-1, keepdim=True), 0.0)
         probabilities = torch.zeros_like(probabilities).scatter(-1, where, ranked)
-        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     totals = probabilities.cumsum(-1)
-    chosen = torch.searchsorted(totals, (uniform.to(totals.dtype) * totals[:, -1])[:, None], right=True)[:, 0]
-    return chosen.clamp_max(logits.shape[-1] - 1)
+    whole = totals[:, -1:].contiguous()
+    chosen = torch.searchsorted(totals, uniform.to(totals.dtype)[:, None] * whole, right=True)
+    return torch.minimum(chosen, torch.searchsorted(totals, whole))[:, 0]

@@ -6,9 +6,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import LayerNorm
 from transformers import PreTrainedModel
 
 from tiebreak.models.forest import Forest
+from tiebreak.records import InputError
 
 
 def hidden_last(model: PreTrainedModel, forest: Forest) -> Tensor:
@@ -23,50 +25,90 @@ def hidden_last(model: PreTrainedModel, forest: Forest) -> Tensor:
 
 def scores(model: PreTrainedModel, forest: Forest) -> Tensor:
     """Return the reward of each branch, shape (B,), in float32. Run inside ``forest_mode``."""
-    return model.score(hidden_last(model, forest))[:, 0].float()
+    values: Tensor = model.score(hidden_last(model, forest))
+    return values[:, 0].float()
 
 
 class Centred(NamedTuple):
-    """What centring did: the mean reference score before and after, and how far it moved a difference at most."""
+    """What centring did: the mean reference score before and after, and how far it moved score differences of pairs.
+
+    ``moved`` is the largest move and ``typical`` its root mean square; ``spread`` is the root mean square of the
+    differences themselves, to compare with. ``exact`` says that no difference moved at all (beyond rounding).
+    """
 
     before: float
     after: float
     moved: float
+    typical: float = 0.0
+    spread: float = 0.0
+    exact: bool = False
 
 
-@torch.no_grad()
-def centre(model: PreTrainedModel, references: Tensor, differences: Tensor) -> Centred:
+def final_norm(model: PreTrainedModel, forest: Forest) -> LayerNorm | None:
+    """Return the layer norm with a bias whose output is what the head reads, if there is one. Run in ``forest_mode``.
+
+    It is found by what it gives, not by its name, which differs from one architecture to the next.
+    """
+    given: dict[int, LayerNorm] = {}
+
+    def keep(module: LayerNorm, _inputs: object, output: Tensor) -> None:
+        given[output.data_ptr()] = module
+
+    norms = [m for m in model.modules() if isinstance(m, LayerNorm) and m.bias is not None]
+    hooks = [norm.register_forward_hook(keep) for norm in norms]
+    try:
+        body = getattr(model, model.base_model_prefix)
+        with torch.no_grad():
+            out = body(input_ids=forest.ids, position_ids=forest.positions, use_cache=False, forest=forest)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return given.get(out.last_hidden_state.data_ptr())
+
+
+def centre(
+    model: PreTrainedModel, references: Tensor, differences: Tensor, *, norm: LayerNorm | None = None
+) -> Centred:
     """Shift the head so that reference answers average 0, in a folder plain transformers reads back to the same scores.
 
-    A sequence classifier's head has no bias, so the shift goes where the architecture allows. A final layer norm with a
-    bias takes it exactly. Otherwise the head moves by the multiple of C^-1 m that makes its product with the mean
-    reference state m vanish, C being the second moment of the state differences of training pairs: of all such moves it
-    disturbs score differences least, and by how much is returned.
+    A sequence classifier's head has no bias, so the shift goes where the architecture allows. ``norm``, a final layer
+    norm with a bias, takes it exactly. Otherwise (RMSNorm has no bias) the head moves by the multiple of C^-1 m that
+    makes its product with the mean reference state m vanish, C being the second moment of the state differences of
+    pairs, lightly shrunk: of all moves of the head that centre it, this one disturbs score differences least in the
+    mean square. The mean is then 0 up to float32; how far differences moved is returned.
 
     Args:
         model: a sequence classifier with one label.
         references: final states of reference answers, shape (R, width).
-        differences: chosen minus rejected final states of training pairs, shape (P, width).
+        differences: chosen minus rejected final states of pairs, shape (P, width).
+        norm: what :func:`final_norm` found.
     """
-    weight = model.score.weight[0].double()
-    states, gaps = references.double(), differences.double()
-    before = float((states @ weight).mean())
+    head = model.score.weight.detach()
+    weight = head[0].double().cpu()
+    states, gaps = references.detach().double().cpu(), differences.detach().double().cpu()
     mean = states.mean(0)
-    norm = _final_norm_bias(model)
+    before = float(mean @ weight)
+    spread = float((gaps @ weight).square().mean().sqrt()) if len(gaps) else 0.0
     if norm is not None:
-        norm -= (before * weight / weight.square().sum()).to(norm.dtype)
-        return Centred(before, 0.0, 0.0)
-    spread = gaps.T @ gaps / max(len(gaps), 1)
-    spread += torch.eye(len(weight), dtype=torch.float64) * spread.diagonal().mean().clamp_min(1e-12) * 1e-4
-    direction = torch.linalg.solve(spread, mean)
-    moved = weight - direction * (mean @ weight) / (mean @ direction)
-    model.score.weight[0] = moved.to(model.score.weight.dtype)
-    after = float((states @ model.score.weight[0].double()).mean())
-    return Centred(before, after, float((gaps @ (moved - weight)).abs().max()) if len(gaps) else 0.0)
+        old = norm.bias.detach().double().cpu()
+        norm.bias.data.copy_(old - before * weight / weight.square().sum())
+        shift = norm.bias.detach().double().cpu() - old
+        return Centred(before, float((mean + shift) @ weight), 0.0, spread=spread, exact=True)
+    direction = _least_disturbing(gaps, mean)
+    if not float(mean @ direction) > 0.0:
+        raise InputError("The reference answers have no state to centre on (all zero or not finite); check the model.")
+    for _ in range(2):  # the second time takes back what rounding to float32 left
+        now = head[0].double().cpu()
+        head[0] = (now - direction * (mean @ now) / (mean @ direction)).to(head.device, head.dtype)
+    moves = gaps @ (head[0].double().cpu() - weight) if len(gaps) else torch.zeros(1)
+    after = float(mean @ head[0].double().cpu())
+    return Centred(before, after, float(moves.abs().max()), float(moves.square().mean().sqrt()), spread)
 
 
-def _final_norm_bias(model: PreTrainedModel) -> Tensor | None:
-    """Return the bias of the layer norm that feeds the head, if there is one."""
-    body = getattr(model, model.base_model_prefix)
-    norms = [module for module in body.children() if isinstance(module, torch.nn.LayerNorm)]
-    return norms[-1].bias if norms and norms[-1].bias is not None else None
+def _least_disturbing(gaps: Tensor, mean: Tensor) -> Tensor:
+    """Return C^-1 m; C is shrunk towards its mean variance by width / pairs x 1e-4, so it is positive definite."""
+    width = len(mean)
+    second = gaps.T @ gaps / max(len(gaps), 1)
+    ridge = second.diagonal().mean().clamp_min(1e-12) * 1e-4 * max(1e-4, min(1.0, width / max(len(gaps), 1)))
+    factor = torch.linalg.cholesky(second + ridge * torch.eye(width, dtype=torch.float64))
+    return torch.cholesky_solve(mean[:, None], factor)[:, 0]

@@ -6,14 +6,17 @@ dropout off, and one place that says what is wrong with a model folder.
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from transformers import (
+    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -22,9 +25,11 @@ from transformers import (
     PreTrainedTokenizerBase,
     PreTrainedTokenizerFast,
 )
+from transformers.utils import logging
 
 from tiebreak.models.encode import PLAIN_CHAT
 from tiebreak.records import InputError
+from tiebreak.registry import nearest
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 
@@ -40,35 +45,78 @@ def load_causal(where: str | Path, *, device: str = "cpu", revision: str | None 
     """Load a causal language model from a folder or a hub name, ready for training: dropout off, pad distinct from EOS.
 
     Raises:
-        InputError: the folder is missing, is not a model, has no tokenizer, or the tokenizer has no EOS.
+        InputError: the folder is missing, is not a model, is a reward model, has no tokenizer, or the tokenizer has no
+            EOS.
     """
+    if has_reward_head(where, revision=revision):
+        raise InputError(f"The model {where} is a reward model, which has no words to give; pass the policy's folder.")
     return _load(where, AutoModelForCausalLM, device=device, revision=revision)
 
 
 def load_reward(where: str | Path, *, device: str = "cpu", revision: str | None = None) -> Loaded:
-    """Load a sequence classifier with one label, either a reward model or a causal model that gets a fresh head."""
-    return _load(where, AutoModelForSequenceClassification, device=device, revision=revision, num_labels=1)
+    """Load a reward model: a sequence classifier with one label.
+
+    Raises:
+        InputError: as for :func:`load_causal`, or the model has no head, so that its scores would be random.
+    """
+    if not has_reward_head(where, revision=revision):
+        raise InputError(
+            f"The model {where} has no reward head (it is not a sequence classifier with one label); train one, for "
+            "example with method: bradley_terry."
+        )
+    return _load(where, AutoModelForSequenceClassification, device=device, revision=revision)
 
 
-def _load(where: str | Path, kind: Any, *, device: str, revision: str | None, **options: Any) -> Loaded:
+def has_reward_head(where: str | Path, *, revision: str | None = None) -> bool:
+    """Whether the model at ``where`` is a sequence classifier with one label. Reads its configuration only."""
+    config = _config(where, revision)
+    kinds = getattr(config, "architectures", None) or []
+    return any(kind.endswith("ForSequenceClassification") for kind in kinds) and config.num_labels == 1
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Return how many positions ``model`` was made for, None where its configuration does not say."""
+    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    return found
+
+
+def _config(where: str | Path, revision: str | None) -> Any:
     folder = Path(where)
     local = folder.exists() or str(where).startswith((".", "/"))
     if local and not (folder / "config.json").is_file():
         raise InputError(f"{folder} is not a model: it has no config.json; pass a Hugging Face folder or a hub name.")
+    with _cannot_load(f"The model {where}"):
+        return AutoConfig.from_pretrained(str(where), revision=revision)
+
+
+def _load(where: str | Path, kind: Any, *, device: str, revision: str | None) -> Loaded:
+    config = _config(where, revision)
     tokenizer = load_tokenizer(where, revision=revision)
-    try:
-        model = kind.from_pretrained(str(where), revision=revision, dtype=torch.float32, **options)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The model {where} cannot be loaded: {_first_line(error)}") from error
-    added = len(tokenizer) - model.get_input_embeddings().num_embeddings
-    if added > 0:
-        model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+    with _cannot_load(f"The model {where}"), _without_bars():
+        model = kind.from_pretrained(str(where), revision=revision, config=config, dtype=torch.float32)
+    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+        _grow(model, len(tokenizer))
     model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     return Loaded(without_dropout(model).to(device), tokenizer)
+
+
+def _grow(model: PreTrainedModel, size: int) -> None:
+    """Add vocabulary rows that are the mean of the known ones.
+
+    A mean row gets at most 1/V of the probability (Jensen), where a row of small random numbers can get nearly all of
+    it: GPT-2's real logits lie far below 0. And a mean is the same every time the model is loaded.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model.resize_token_embeddings(size, mean_resizing=False)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+                if rows is not None and rows.shape[0] == size:
+                    rows[known:] = rows[:known].mean(0)
 
 
 def load_tokenizer(where: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -82,10 +130,8 @@ def load_tokenizer(where: str | Path, *, revision: str | None = None) -> PreTrai
         raise InputError(
             f"The model folder {folder} has no tokenizer; save the tokenizer it was trained with beside it."
         )
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(str(where), revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"The tokenizer of {where} cannot be loaded: {_first_line(error)}") from error
+    with _cannot_load(f"The tokenizer of {where}"):
+        tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(where), revision=revision)
     if tokenizer.eos_token_id is None:
         raise InputError(f"The tokenizer of {where} has no EOS token, so no answer could ever end; set its eos_token.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -99,7 +145,7 @@ def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
         for name, value in list(vars(module).items()):
-            if "dropout" in name and isinstance(value, float):
+            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
                 setattr(module, name, 0.0)
     return model
 
@@ -141,23 +187,32 @@ def build_causal(
         seed: draws the weights without touching the global generator.
         device: where the model goes.
     """
+    settings = _settings(config, tokenizer)
+    with torch.random.fork_rng(devices=[]), _cannot_load("The model to build"):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
+    return Loaded(without_dropout(model).to(device), tokenizer)
+
+
+def _settings(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
+    """Return the transformers configuration; a field it does not have is refused, for transformers would ignore it."""
     fields = dict(config)
     if "model_type" not in fields:
         raise InputError(
             "A model to build needs model_type, for example llama, gpt2 or qwen3; add it to the model's keys."
         )
-    settings = AutoConfig.for_model(
-        fields.pop("model_type"),
-        vocab_size=len(tokenizer),
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=tokenizer.eos_token_id,
-        **fields,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
-    return Loaded(without_dropout(model).to(device), tokenizer)
+    kind = fields.pop("model_type")
+    if kind not in CONFIG_MAPPING:
+        raise InputError(f"transformers has no model_type {kind!r}.{nearest(str(kind), CONFIG_MAPPING)}")
+    with _cannot_load(f"The {kind} to build"):
+        made = CONFIG_MAPPING[kind]
+        known = {*inspect.signature(made.__init__).parameters, *made().to_dict(), *made.attribute_map} - {"self"}
+        for name in fields:
+            if name not in known:
+                raise InputError(f"A {kind} to build has no key {name!r}.{nearest(name, known)}")
+        special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+        special["bos_token_id"] = tokenizer.eos_token_id
+        return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **fields})
 
 
 def to_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
@@ -165,11 +220,14 @@ def to_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, see
 
     The head's spread is that of Stiennon et al. (2020), so first scores are small whatever the width.
     """
-    config = type(model.config).from_dict({**model.config.to_dict(), "num_labels": 1})
+    label = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
+    config = type(model.config).from_dict({**model.config.to_dict(), **label})
     config.pad_token_id = tokenizer.pad_token_id
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _cannot_load(f"A reward head on {type(model).__name__}"):
         torch.manual_seed(seed)
         reward = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
+        if not isinstance(getattr(reward, "score", None), torch.nn.Linear):
+            raise InputError(f"{type(reward).__name__} keeps its head elsewhere than in `score`; use another model.")
         body = getattr(model, model.base_model_prefix)
         getattr(reward, reward.base_model_prefix).load_state_dict(body.state_dict())
         width = reward.score.weight.shape[1]
@@ -179,15 +237,36 @@ def to_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, see
 
 def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
     """Write a Hugging Face folder (safetensors, configuration, tokenizer) in one move: all of it or nothing."""
-    partial = folder.with_name(f".{folder.name}.partial")
+    partial, old = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    model.save_pretrained(partial)
+    with _without_bars():
+        model.save_pretrained(partial)
     tokenizer.save_pretrained(partial)
-    shutil.rmtree(folder, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
     os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep transformers' own progress bars out of the user's terminal, and give them back as they were."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+@contextmanager
+def _cannot_load(what: str) -> Iterator[None]:
+    """Turn what transformers says about a model it cannot make into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{what} cannot be loaded: {lines[0]}") from error

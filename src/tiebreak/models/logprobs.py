@@ -24,11 +24,11 @@ def token_logps(model: PreTrainedModel, forest: Forest) -> Tensor:
     return -cross_entropy(out.logits[0].float(), forest.targets, reduction="none")
 
 
-@torch.no_grad()
 def padded_logps(model: PreTrainedModel, trees: Sequence[Tree], *, pad: int) -> Tensor:
-    """Return the same numbers as :func:`token_logps` by the plain route: every branch behind its own copy of the prompt.
+    """Return the same numbers as :func:`token_logps` by the plain route: each branch behind its own copy of the prompt.
 
-    Right-padded, one row a branch, the whole vocabulary at every position. It is the yardstick of the forest.
+    Right-padded, one row a branch, the whole vocabulary at every position: the yardstick of the forest, gradients
+    included.
     """
     rows = [(tree.trunk, branch) for tree in trees for branch in tree.branches]
     longest = max(len(trunk) + len(branch) for trunk, branch in rows)

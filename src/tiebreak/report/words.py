@@ -41,6 +41,16 @@ def number(value: Any, digits: int = 4) -> str:
     return text.replace("-", "−")
 
 
+def fixed(value: Any, digits: int) -> str:
+    """Return a number with ``digits`` decimals, so that a column of them lines up."""
+    return "–" if value is None else f"{value:,.{digits}f}".replace("-", "−")
+
+
+def tied(text: str) -> str:
+    """Keep each percent sign on the line of its number."""
+    return text.replace(" %", "\u00a0%")
+
+
 def percent(value: Any, digits: int = 1, *, unit: str = "%") -> str:
     """Return a share as percent, one decimal unless told."""
     if value is None:
@@ -49,7 +59,7 @@ def percent(value: Any, digits: int = 1, *, unit: str = "%") -> str:
 
 
 def places(row: Estimate) -> int:
-    """Return how many decimals of a percentage say something: one near the ends or with a narrow interval, else none."""
+    """Return how many decimals of a percentage say something: one near the ends or in a narrow interval, else none."""
     value, low, high = row.get("value"), row.get("low"), row.get("high")
     if value is None:
         return 0
@@ -103,6 +113,12 @@ def join(parts: list[str]) -> str:
 def plural(amount: Any, one: str, many: str = "") -> str:
     """Return the count with its noun."""
     return f"{count(amount)} {one if amount == 1 else many or one + 's'}"
+
+
+def few(amount: int) -> str:
+    """Return a small count as a word, as a sentence begins with it."""
+    small = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+    return small[amount] if amount < len(small) else count(amount)
 
 
 def model(name: str) -> str:

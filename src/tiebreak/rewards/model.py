@@ -9,12 +9,14 @@ import torch
 from tiebreak.models.attention import forest_mode
 from tiebreak.models.encode import Cut, encode_tree
 from tiebreak.models.forest import Tree, plant
-from tiebreak.models.heads import Centred, centre, hidden_last, scores
+from tiebreak.models.heads import Centred, centre, final_norm, hidden_last, scores
 from tiebreak.models.load import Loaded
 from tiebreak.records import InputError, Progress, Prompt, Response, quiet
 
+PAIRS = 4096
+"""Pairs that say which moves of the head disturb differences: enough for a width of thousands, and bounded memory."""
 
-@torch.no_grad()
+
 def score(
     loaded: Loaded,
     rows: Sequence[tuple[Prompt, Sequence[Response]]],
@@ -26,9 +28,9 @@ def score(
 ) -> list[list[float] | None]:
     """Return the reward of every response of every row, None for a row with a completion too long for ``window``."""
     trees = [encode_tree(loaded.tokenizer, p, answers, window=window, cut=cut)[0] for p, answers in rows]
-    kept = [i for i, tree in enumerate(trees) if tree is not None]
+    kept = sorted((i for i, tree in enumerate(trees) if tree is not None), key=lambda i: _size(trees[i]))
     out: list[list[float] | None] = [None] * len(rows)
-    with forest_mode(loaded.model):
+    with torch.no_grad(), forest_mode(loaded.model):
         for start in range(0, len(kept), batch):
             part = kept[start : start + batch]
             forest = plant([tree for i in part if (tree := trees[i]) is not None]).to(loaded.model.device)
@@ -39,19 +41,22 @@ def score(
     return out
 
 
-@torch.no_grad()
 def centre_on(loaded: Loaded, references: Sequence[Tree], pairs: Sequence[Tree], *, batch: int = 32) -> Centred:
     """Centre the model so that ``references`` average 0, moving the differences of ``pairs`` least.
+
+    Of more than :data:`PAIRS` pairs, that many are taken at equal steps.
 
     Raises:
         InputError: there is no reference answer to centre on.
     """
     if not references:
         raise InputError("There is no reference answer to centre the reward model on; import prompts with references.")
-    with forest_mode(loaded.model):
+    some = pairs[:: max(1, -(-len(pairs) // PAIRS))]
+    with torch.no_grad(), forest_mode(loaded.model):
+        norm = final_norm(loaded.model, plant(references[:1]).to(loaded.model.device))
         states = _states(loaded, references, batch)
-        both = _states(loaded, pairs, batch).view(len(pairs), 2, states.shape[1])
-    return centre(loaded.model, states, both[:, 0] - both[:, 1])
+        both = _states(loaded, some, batch).view(len(some), 2, states.shape[1])
+    return centre(loaded.model, states, both[:, 0] - both[:, 1], norm=norm)
 
 
 def _states(loaded: Loaded, trees: Sequence[Tree], batch: int) -> torch.Tensor:
@@ -59,4 +64,8 @@ def _states(loaded: Loaded, trees: Sequence[Tree], batch: int) -> torch.Tensor:
         hidden_last(loaded.model, plant(trees[start : start + batch]).to(loaded.model.device))
         for start in range(0, len(trees), batch)
     ]
-    return torch.cat(parts) if parts else torch.zeros(0, loaded.model.config.hidden_size)
+    return torch.cat(parts) if parts else torch.zeros(0, loaded.model.score.in_features)
+
+
+def _size(tree: Tree | None) -> int:
+    return 0 if tree is None else len(tree.trunk) + sum(map(len, tree.branches))

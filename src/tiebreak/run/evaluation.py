@@ -106,7 +106,7 @@ def _reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
     )
     kept = [(pair, values) for pair, values in zip(pairs, scored, strict=True) if values is not None]
     margins = [chosen - rejected for _, (chosen, rejected) in kept]
-    groups = [prompts[pair.prompt_id].group for pair, _ in kept]
+    groups = _clusters([prompts[pair.prompt_id].group for pair, _ in kept])
     decided = [i for i, (pair, _) in enumerate(kept) if pair.p > 0.5]
 
     def words(some: Sequence[Pair], side: str) -> list[int]:
@@ -116,6 +116,7 @@ def _reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
     fit = [pair for pair in learned if pair.p > 0.5]
     found: dict[str, Any] = {
         "model": name,
+        "interval_over": "pairs" if groups and isinstance(groups[0], int) else "prompts",
         "held_out": pair_accuracy([margins[i] for i in decided], [groups[i] for i in decided])._asdict(),
         "length_baseline": length_baseline(
             words(firm, "chosen_id"),
@@ -140,6 +141,15 @@ def _reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
         said = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
         found["truth"] = agreement_with_truth(said, gaps, groups)._asdict()
     return found
+
+
+FEW = 10
+"""With fewer prompt groups than this an interval over prompts says nothing, and the pairs themselves are counted."""
+
+
+def _clusters(groups: list[str]) -> list[str] | list[int]:
+    """Return what intervals are clustered by: prompt groups, or single pairs where there are few prompts."""
+    return groups if len(set(groups)) >= FEW else list(range(len(groups)))
 
 
 def _held_pairs(job: Job, named: str) -> tuple[list[Pair], list[Pair]]:

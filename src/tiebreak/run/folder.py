@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -40,21 +41,37 @@ def write_text(path: Path, text: str) -> None:
         partial.write_text(text, encoding="utf-8")
         os.replace(partial, path)
     except OSError as error:
-        raise InputError(
-            f"{path} cannot be written: {error.strerror}; free some space or choose another project."
-        ) from error
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: OSError) -> InputError:
+    """Return the mistake that a refused write is, with its cure."""
+    cures = {
+        errno.ENOSPC: "free some space and run again, what was finished is kept",
+        errno.EDQUOT: "free some space and run again, what was finished is kept",
+        errno.EACCES: "choose a project folder that you may write to",
+        errno.EROFS: "choose a project folder that you may write to",
+        errno.ENOTDIR: "a part of the path is a file; choose another project",
+        errno.EEXIST: "a part of the path is a file; choose another project",
+    }
+    cure = cures.get(error.errno or 0, "choose another project")
+    return InputError(f"{path} cannot be written: {error.strerror}; {cure}.")
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON in ``path``, or None when the file is missing or cut short."""
+    """Return the JSON in ``path``, or None when the file is missing or not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError, json.JSONDecodeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
 
 
 class StageFolder:
-    """The folder of one stage. It counts as done when its manifest carries the key of the stage as it is now."""
+    """The folder of one stage. It counts as done when its manifest carries the key of the stage as it is now.
+
+    ``started.json`` names the key the folder's content belongs to; a folder without it was not written by a run, and
+    is never emptied.
+    """
 
     def __init__(self, project: Path, name: str) -> None:
         self.path = project.joinpath(*name.split("."))
@@ -68,18 +85,37 @@ class StageFolder:
     def done(self, key: str) -> bool:
         """Whether the stage was finished with exactly this key."""
         manifest = self.manifest
-        return manifest is not None and manifest["key"] == key
+        return manifest is not None and manifest.get("key") == key
 
     def begin(self, key: str) -> None:
-        """Make the folder ready: what another key left behind goes, what this key began stays to be resumed."""
+        """Make the folder ready: what another key left behind goes, what this key began stays to be resumed.
+
+        Raises:
+            InputError: the folder holds something that no run has written, or it cannot be emptied.
+        """
+        old = self.path.with_name(f".{self.path.name}.old")
         started = read_json(self.path / "started.json")
-        if started is None or started["key"] != key:
-            shutil.rmtree(self.path, ignore_errors=True)
+        try:
+            shutil.rmtree(old, ignore_errors=True)
+            if started is not None and started.get("key") != key:
+                # In one move, so that a kill leaves no half-emptied folder that would pass for this key's.
+                os.replace(self.path, old)
+                shutil.rmtree(old, ignore_errors=True)
+            elif started is None and self.path.is_dir() and any(not _ours(p) for p in self.path.iterdir()):
+                raise InputError(
+                    f"{self.path} holds files that no run has written; move them away or choose another project."
+                )
+        except OSError as error:
+            raise unwritable(self.path, error) from error
         write_json(self.path / "started.json", {"key": key})
 
     def finish(self, manifest: Mapping[str, Any]) -> None:
         """Write the manifest, which makes the stage done."""
         write_json(self.path / "manifest.json", manifest)
+
+
+def _ours(path: Path) -> bool:
+    return path.name == ".started.json.partial"
 
 
 def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
-from tiebreak.recipe import Recipe, Stage
+from tiebreak.recipe import Recipe, Stage, resolved
 from tiebreak.records import InputError
+from tiebreak.registry import nearest
 
 
 @dataclass(frozen=True)
@@ -28,8 +31,17 @@ class Planned:
         return self.name.partition(".")[0]
 
 
-WITHOUT_EFFECT = frozenset({"concurrency", "checkpoint_every", "log_every", "key_env", "timeout", "retries"})
-"""Knobs that change how a stage is carried out and not what comes out, so changing one redoes nothing."""
+WITHOUT_EFFECT = frozenset({"concurrency", "checkpoint_every", "log_every"})
+"""Keys that change how a stage is carried out and not what comes out, so changing one redoes nothing."""
+
+OF_THE_CALL = frozenset({"key_env", "timeout", "retries"})
+"""Knobs of the judge ``pairwise`` that have no effect on what it says; another judge's knobs of these names may."""
+
+FROM_OUTSIDE = frozenset({"path", "mapping", "rubric", "model", "of", "against", "reward"})
+"""Keys whose value may be a file or a folder that the stage reads, so that what is in it counts."""
+
+OWN_CODE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
+"""``module:function``, a user's own thing."""
 
 
 def plan(recipe: Recipe) -> list[Planned]:
@@ -68,7 +80,7 @@ def _stages(recipe: Recipe) -> list[Planned]:
     for name, stage in recipe.train.items():
         add(f"train.{name}", _train_needs(recipe, name, stage), stage)
     if recipe.sample:
-        add("sample", ["import", *_model(recipe, recipe.sample.model)], recipe.sample)
+        add("sample", ["import", *_model(recipe, recipe.sample.model, "sample.model")], recipe.sample)
     add("judge", ["sample" if recipe.sample else "import"], recipe.judge)
     add("audit", [judged], recipe.audit)
     add("curate", [judged], recipe.curate)
@@ -81,18 +93,24 @@ def _stages(recipe: Recipe) -> list[Planned]:
 def _knobs(section: BaseModel | list[Any]) -> dict[str, Any]:
     if isinstance(section, list):
         return {"steps": section}
-    return section.model_dump(mode="json")
+    return resolved(section)
 
 
-def _model(recipe: Recipe, model: str | dict[str, Any]) -> list[str]:
-    return [f"train.{model}"] if isinstance(model, str) and model in recipe.train else []
+def _model(recipe: Recipe, model: str | dict[str, Any], where: str) -> list[str]:
+    if not isinstance(model, str) or model == "reference":
+        return []
+    if model in recipe.train:
+        return [f"train.{model}"]
+    if "/" not in model and not Path(model).exists() and (near := nearest(model, recipe.train)):
+        raise InputError(f"{where} is {model!r}, which is neither a stage of train: nor a folder.{near}")
+    return []
 
 
 def _train_needs(recipe: Recipe, name: str, stage: Stage) -> list[str]:
     if stage.model == name:
         raise InputError(f"train.{name} starts from itself; name another stage, a folder or a hub model.")
     rows = "import" if rows_of(stage) != "pairs" else "curate"
-    return ["import", rows, *_model(recipe, stage.model)] if recipe.import_ else [rows, *_model(recipe, stage.model)]
+    return ["import", rows, *_model(recipe, stage.model, f"train.{name}.model")]
 
 
 def rows_of(stage: Stage) -> str:
@@ -107,22 +125,62 @@ def _evaluate_needs(recipe: Recipe, judged: str) -> list[str]:
     needs = ["import"]
     if section.win_rate:
         for model in (section.win_rate.of, *section.win_rate.against):
-            needs += _model(recipe, model)
+            needs += _model(recipe, model, "evaluate.win_rate")
+        if recipe.sample:
+            needs.append("sample")
     if section.reward:
-        needs += ["curate", *_model(recipe, section.reward)]
+        needs += ["curate", *_model(recipe, section.reward, "evaluate.reward")]
     if recipe.judge or recipe.curate:
         needs.append(judged)
     return needs
 
 
-def file_mark(path: str | None) -> str:
-    """Return a hash of the file's content, so that an edited file redoes its import; empty without a file."""
-    if not path or not Path(path).is_file():
-        return ""
-    with Path(path).open("rb") as file:
-        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-
-
 def lasting(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the knobs that shape the result."""
-    return {key: value for key, value in knobs.items() if key not in WITHOUT_EFFECT}
+    """Return the knobs that shape the result, those of sections inside the section too."""
+    idle = WITHOUT_EFFECT | (OF_THE_CALL if knobs.get("by") == "pairwise" else frozenset())
+    return {
+        key: lasting(value) if isinstance(value, Mapping) else value for key, value in knobs.items() if key not in idle
+    }
+
+
+def marks(stage: Planned) -> dict[str, str]:
+    """Return a hash of each file, model folder and own module that the stage names, so that an edited one redoes it."""
+    if stage.section in ("export", "report"):
+        return {}
+    found = {}
+    for key, text in _texts(stage.knobs, ""):
+        path = Path(text)
+        if own := OWN_CODE.fullmatch(text):
+            found[text] = _source_mark(own[1])
+        elif key in FROM_OUTSIDE and path.is_file():
+            found[text] = _content(path)
+        elif key in FROM_OUTSIDE and (path / "config.json").is_file():
+            parts = sorted(file for file in path.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+            found[text] = " ".join(f"{file.name} {_content(file)}" for file in parts)
+    return found
+
+
+def _texts(value: Any, key: str) -> Iterator[tuple[str, str]]:
+    """Yield every text among the knobs with the key it belongs to; names of steps are keys themselves."""
+    if isinstance(value, str):
+        yield key, value
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            yield "", str(name)
+            yield from _texts(part, str(name))
+    elif isinstance(value, list):
+        for part in value:
+            yield from _texts(part, key)
+
+
+def _source_mark(module: str) -> str:
+    try:
+        spec = find_spec(module)
+    except (ImportError, ValueError):
+        return ""
+    return _content(Path(spec.origin)) if spec and spec.origin and Path(spec.origin).is_file() else ""
+
+
+def _content(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()

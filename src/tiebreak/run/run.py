@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,13 +10,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from tiebreak.recipe import Recipe
+from tiebreak.recipe import Recipe, expanded, resolved
 from tiebreak.records import InputError, Progress, content_id, quiet
-from tiebreak.run.folder import StageFolder, read_json, versions, write_json
+from tiebreak.registry import load_object
+from tiebreak.run.folder import StageFolder, versions, write_json
 from tiebreak.run.job import Job, Made
-from tiebreak.run.plan import Planned, file_mark, lasting, plan
+from tiebreak.run.plan import Planned, lasting, marks, plan
 from tiebreak.run.summary import summarise
 from tiebreak.store import Ledger
+
+
+HIDDEN = ":***@"
+"""Stands for the password of a ledger's address wherever the address is written."""
+
+
+def without_password(address: str) -> str:
+    """Return a ledger's address with its password hidden; a ${NAME} in its place is no secret and stays."""
+    return re.sub(r"(://[^:/@]*):(?!\$\{\w+\}@)[^@/]*@", rf"\1{HIDDEN}", address)
 
 
 class Display(Protocol):
@@ -43,11 +54,15 @@ class Silent:
 
 @dataclass(frozen=True)
 class Ran:
-    """What a run did: the folder, each stage's manifest, the stages that were skipped, and the summary."""
+    """What a run did: the folder, each stage's manifest, the stages that were skipped, and the summary.
+
+    ``stale`` are stages that were not asked for, whose last result was made with other knobs or inputs.
+    """
 
     folder: Path
     manifests: Mapping[str, Mapping[str, Any]]
     skipped: tuple[str, ...]
+    stale: tuple[str, ...]
     summary: Mapping[str, Any]
 
 
@@ -66,14 +81,19 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
     folder = recipe.folder
     stages = plan(recipe)
     chosen = [stage for stage in stages if not only or stage.section in only or stage.name in only]
-    write_json(folder / "recipe.json", recipe.model_dump(mode="json", by_alias=True, exclude_none=True))
+    write_json(folder / "recipe.json", remembered(recipe))
     manifests: dict[str, dict[str, Any]] = {}
     skipped: list[str] = []
-    with Ledger(recipe.ledger or folder / "ledger.db") as ledger:
+    stale: list[str] = []
+    with _ledger(recipe) as ledger:
         for stage in stages:
             home = StageFolder(folder, stage.name)
             if stage not in chosen:
                 if (found := home.manifest) is not None:
+                    if any(need not in manifests for need in stage.needs) or not home.done(
+                        stage_key(stage, recipe, manifests)
+                    ):
+                        stale.append(stage.name)
                     manifests[stage.name] = found
                 continue
             key = stage_key(stage, recipe, manifests)
@@ -83,9 +103,30 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
                 show.end(stage.name, manifest, True)
                 continue
             manifests[stage.name] = _carry_out(stage, key, recipe, ledger, home, manifests, show)
-            if stage.name == "evaluate" or stage is chosen[-1]:
-                write_json(folder / "summary.json", summarise(folder, manifests))
-    return Ran(folder, manifests, tuple(skipped), read_json(folder / "summary.json") or {})
+    summary = summarise(folder, manifests)
+    write_json(folder / "summary.json", summary)
+    return Ran(folder, manifests, tuple(skipped), tuple(stale), summary)
+
+
+def remembered(recipe: Recipe) -> dict[str, Any]:
+    """Return the recipe as its folder keeps it for the next verb: a password in the ledger's address stays out."""
+    kept = resolved(recipe)
+    if recipe.ledger:
+        kept["ledger"] = without_password(recipe.ledger)
+    return kept
+
+
+def _ledger(recipe: Recipe) -> Ledger:
+    if HIDDEN in (recipe.ledger or ""):
+        raise InputError(
+            f"The project's ledger {recipe.ledger} needs its password again; give ledger=..., or write it as ${{NAME}} "
+            "and export NAME."
+        )
+    where = expanded(recipe.ledger, "ledger") if recipe.ledger else recipe.folder / "ledger.db"
+    try:
+        return Ledger(where)
+    except OSError as error:
+        raise InputError(f"The ledger {where} cannot be made: {error.strerror}; choose another place.") from error
 
 
 def stage_key(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -> str:
@@ -95,9 +136,9 @@ def stage_key(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[st
         if need not in manifests:
             raise InputError(f"{stage.name} needs {need}, which has not been run in {recipe.folder}; run that first.")
         inputs[need] = manifests[need]["key"]
-    marks = [file_mark(stage.knobs.get(name)) for name in ("path", "mapping")]
-    shared = [recipe.seed, recipe.ledger, versions().get("tiebreak")]
-    return content_id("stage", stage.name, lasting(stage.knobs), inputs, marks, shared)
+    ledger = recipe.ledger and without_password(recipe.ledger)
+    shared = [recipe.seed, ledger, versions().get("tiebreak")]
+    return content_id("stage", stage.name, lasting(stage.knobs), inputs, marks(stage), shared)
 
 
 def _carry_out(
@@ -135,18 +176,20 @@ def _carry_out(
     return manifest
 
 
-def _stage(stage: Planned) -> Callable[[Job], Made]:
-    from tiebreak.run import evaluation, learning, stages
+SECTIONS = {
+    "import": "tiebreak.run.stages:import_",
+    "sample": "tiebreak.run.stages:sample",
+    "judge": "tiebreak.run.stages:judge",
+    "audit": "tiebreak.run.stages:audit",
+    "curate": "tiebreak.run.stages:curate",
+    "train": "tiebreak.run.learning:train",
+    "evaluate": "tiebreak.run.evaluation:evaluate",
+    "export": "tiebreak.run.stages:export",
+    "report": "tiebreak.run.stages:report",
+}
+"""What carries out each section; loaded when it is its turn, so that only a section that needs torch loads it."""
 
-    table: dict[str, Callable[[Job], Made]] = {
-        "import": stages.import_,
-        "sample": stages.sample,
-        "judge": stages.judge,
-        "audit": stages.audit,
-        "curate": stages.curate,
-        "train": learning.train,
-        "evaluate": evaluation.evaluate,
-        "export": stages.export,
-        "report": stages.report,
-    }
-    return table[stage.section]
+
+def _stage(stage: Planned) -> Callable[[Job], Made]:
+    carried_out_by: Callable[[Job], Made] = load_object(SECTIONS[stage.section], what=stage.section)
+    return carried_out_by

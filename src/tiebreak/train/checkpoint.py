@@ -15,40 +15,76 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
+from tiebreak.records import InputError
+
 
 def save(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write the weights, the optimizer's moments and ``state``; a kill leaves the old checkpoint or the new one."""
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    save_file({k: v.detach().clone() for k, v in model.state_dict().items()}, partial / "weights.safetensors")
-    moments = {
-        f"{number}.{name}": value.detach().clone()
-        for number, values in optimizer.state_dict()["state"].items()
-        for name, value in values.items()
-    }
-    save_file(moments, partial / "optimizer.safetensors")
-    (partial / "state.json").write_text(json.dumps(state))
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)
+    """Write the weights, the optimizer's moments and ``state``; a kill leaves the old checkpoint or the new one.
+
+    Raises:
+        InputError: the disk is full or may not be written; the old checkpoint stays.
+    """
+    partial, old = _beside(folder)
+    try:
+        shutil.rmtree(partial, ignore_errors=True)
+        partial.mkdir(parents=True)
+        save_file(_own(model.state_dict()), partial / "weights.safetensors")
+        moments = {
+            f"{number}.{name}": value
+            for number, values in optimizer.state_dict()["state"].items()
+            for name, value in values.items()
+        }
+        save_file(_own(moments), partial / "optimizer.safetensors")
+        (partial / "state.json").write_text(json.dumps(state))
+        shutil.rmtree(old, ignore_errors=True)
+        if folder.exists():
+            os.replace(folder, old)
+        os.replace(partial, folder)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        raise InputError(
+            f"The checkpoint {folder} cannot be written: {error}; free some space and run again."
+        ) from error
 
 
-def load(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore what :func:`save` wrote into ``model`` and ``optimizer`` and return its state, or None without one."""
-    old = folder.with_name(f".{folder.name}.old")
+def load(
+    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, *, run: str | None = None
+) -> dict[str, Any] | None:
+    """Restore what :func:`save` wrote into ``model`` and ``optimizer`` and return its state, or None without one.
+
+    Raises:
+        InputError: the checkpoint is of another run, where ``run`` is given and differs from the state's.
+    """
+    _, old = _beside(folder)
     if not folder.exists() and old.exists():
         os.replace(old, folder)
     if not (folder / "state.json").is_file():
         return None
+    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
+    if run is not None and state.get("run") != run:
+        raise InputError(
+            f"{folder} is the checkpoint of a training with another start, other rows, knobs or seed; remove it or "
+            "train in another folder."
+        )
     model.load_state_dict(load_file(folder / "weights.safetensors"))
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():
         number, name = key.split(".", 1)
         moments.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
-    state: dict[str, Any] = json.loads((folder / "state.json").read_text())
     return state
+
+
+def discard(folder: Path) -> None:
+    """Remove a checkpoint that is not needed any more, the model being saved."""
+    for path in (folder, *_beside(folder)):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _beside(folder: Path) -> tuple[Path, Path]:
+    return folder.with_name(f".{folder.name}.partial"), folder.with_name(f".{folder.name}.old")
+
+
+def _own(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Give each tensor a memory of its own, as the file format wants (tied weights share one)."""
+    return {name: value.detach().clone(memory_format=torch.contiguous_format) for name, value in tensors.items()}

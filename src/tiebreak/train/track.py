@@ -19,6 +19,12 @@ class Track:
         os.replace(partial, path)
         self._file = path.open("a")
 
+    def __enter__(self) -> Track:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Append the values of one optimizer step."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")

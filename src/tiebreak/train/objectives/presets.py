@@ -35,9 +35,9 @@ OBJECTIVES = Table(
 )
 """Knobs are the switches and scalars of :func:`tiebreak.train.objectives.switches.objective`."""
 
-PACES = {
+PACES: dict[str, dict[str, str | float | int]] = {
     "sft": {"learning_rate": 5e-5, "epochs": 1.0, "batch": 64, "decay": "linear"},
     "bradley_terry": {"learning_rate": 1.5e-5, "epochs": 1.0, "batch": 64, "decay": "cosine"},
-    "dpo": {"learning_rate": 1e-6, "epochs": 1.0, "batch": 64, "decay": "linear"},
+    "dpo": {"learning_rate": 1e-6, "epochs": 1.0, "batch": 64, "decay": "constant"},
 }
-"""Published pace of each method: the RLAIF twin's SFT, Stiennon et al.'s reward model, the DPO paper."""
+"""Published pace of each method: vanilla-RLAIF's SFT, Stiennon et al.'s reward model, the DPO paper's appendix B."""

@@ -1,7 +1,8 @@
 """Preference losses as switches: score map x link x target, plus auxiliary terms.
 
 Each switch is a table of pure functions over the same small structure. A method is a row of ``presets`` that names its
-switches; a new method is one function here, or none, and one row there.
+switches; a new method is one function here, or none, and one row there. A user's own function stands in for any of them
+as ``my_module:my_function``.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from tiebreak.records import InputError
-from tiebreak.registry import nearest
+from tiebreak.registry import load_object, nearest
 
 
 @dataclass(frozen=True)
@@ -38,15 +39,16 @@ class Seen:
 
 
 class Outcome(NamedTuple):
-    """The loss to differentiate and the numbers to log, named as TRL names them."""
+    """The loss to differentiate and the numbers to log (scalar tensors), named as TRL names them."""
 
     loss: Tensor
-    metrics: dict[str, float]
+    metrics: dict[str, Tensor]
 
 
 def log_ratio(seen: Seen) -> Tensor:
     """rho(y) = log pi(y|x) - log pi_ref(y|x), the implicit reward over beta (Rafailov et al. 2023, eq. 5)."""
-    assert seen.logps is not None and seen.reference is not None
+    assert seen.logps is not None
+    assert seen.reference is not None
     return seen.logps - seen.reference
 
 
@@ -82,10 +84,38 @@ LINKS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"logistic": logistic}
 TARGETS: Mapping[str, Callable[[Tensor], Tensor]] = {"hard": hard, "soft": soft}
 
 
-def choose(switch: str, table: Mapping[str, object], name: str) -> None:
-    """Refuse a value that ``switch`` does not have, with the nearest one."""
-    if name not in table:
-        raise InputError(f"There is no {switch} {name!r}; there are {', '.join(table)}.{nearest(name, table)}")
+def choose(switch: str, table: Mapping[str, Callable[..., Tensor]], name: str) -> Callable[..., Tensor]:
+    """Return what ``switch`` is set to, a name of its table or a user's ``module:function``.
+
+    Raises:
+        InputError: neither, with the nearest name.
+    """
+    if name in table:
+        return table[name]
+    if ":" in name:
+        own: Callable[..., Tensor] = load_object(name, what=switch)
+        return own
+    raise InputError(
+        f"There is no {switch} {name!r}; there are {', '.join(table)}, or your own as module:function."
+        f"{nearest(name, table)}"
+    )
+
+
+def check(*, score: str, link: str, target: str, nll: float, **_: object) -> None:
+    """Refuse switches that do not exist or leave nothing to learn.
+
+    Raises:
+        InputError: an unknown switch, no term at all, or a likelihood term beside a reward head, which has no words.
+    """
+    if score:
+        choose("score map", SCORES, score)
+    if score or link:
+        choose("link", LINKS, link)
+    choose("target", TARGETS, target)
+    if not score and not nll:
+        raise InputError("The objective has neither a score map nor an nll weight, so there is nothing to learn.")
+    if score == "head" and nll:
+        raise InputError("A reward head has no log-probabilities, so nll has to be 0 where score is head.")
 
 
 def objective(
@@ -102,33 +132,35 @@ def objective(
         nll: weight of the negative log-likelihood per token, normalised over the batch.
     """
     loss = seen.weight.new_zeros(())
-    metrics: dict[str, float] = {}
+    metrics: dict[str, Tensor] = {}
     if score:
-        assert seen.chosen is not None and seen.rejected is not None and seen.p is not None
-        values = beta * SCORES[score](seen)
+        assert seen.chosen is not None
+        assert seen.rejected is not None
+        assert seen.p is not None
+        values = beta * choose("score map", SCORES, score)(seen)
         chosen, rejected = values[seen.chosen], values[seen.rejected]
         weight = seen.weight[seen.chosen]
-        losses = LINKS[link](chosen - rejected, TARGETS[target](seen.p))
+        losses = choose("link", LINKS, link)(chosen - rejected, choose("target", TARGETS, target)(seen.p))
         loss = loss + (weight * losses).sum() / weight.sum()
         metrics |= _pair_metrics(chosen.detach(), rejected.detach())
         if seen.logps is not None:
-            metrics["logps/chosen"] = float(seen.logps.detach()[seen.chosen].mean())
-            metrics["logps/rejected"] = float(seen.logps.detach()[seen.rejected].mean())
+            metrics["logps/chosen"] = seen.logps.detach()[seen.chosen].mean()
+            metrics["logps/rejected"] = seen.logps.detach()[seen.rejected].mean()
     if nll:
         assert seen.logps is not None
         first = torch.arange(len(seen.logps), device=seen.logps.device) if seen.chosen is None else seen.chosen
         tokens = (seen.weight * seen.lengths)[first].sum()
         token_loss = -(seen.weight * seen.logps)[first].sum() / tokens
         loss = loss + nll * token_loss
-        metrics["nll"] = float(token_loss.detach())
+        metrics["nll"] = token_loss.detach()
     return Outcome(loss, metrics)
 
 
-def _pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, float]:
+def _pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
     gap = chosen - rejected
     return {
-        "rewards/chosen": float(chosen.mean()),
-        "rewards/rejected": float(rejected.mean()),
-        "rewards/margins": float(gap.mean()),
-        "rewards/accuracies": float(((gap > 0).double() + (gap == 0).double() / 2).mean()),
+        "rewards/chosen": chosen.mean(),
+        "rewards/rejected": rejected.mean(),
+        "rewards/margins": gap.mean(),
+        "rewards/accuracies": ((gap > 0).to(gap.dtype) + (gap == 0).to(gap.dtype) / 2).mean(),
     }

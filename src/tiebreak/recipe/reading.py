@@ -1,0 +1,217 @@
+"""From a YAML file and ``section.key=value`` settings to a checked recipe.
+
+Precedence: defaults < the file < the command line. There is no inheritance and no include. A key that a section does
+not have is refused with the nearest name; knobs of a judge, a format or a method stand beside the section's own keys
+and are checked against the row they belong to.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from tiebreak.audit.table import CHECKS
+from tiebreak.curate.table import settle
+from tiebreak.data.formats import FORMATS
+from tiebreak.judge.rule import RULES
+from tiebreak.judge.table import JUDGES
+from tiebreak.recipe.mistakes import first_mistake
+from tiebreak.recipe.sections import Import, Judge, Recipe, Stage
+from tiebreak.records import InputError
+from tiebreak.registry import Row, nearest
+from tiebreak.train.objectives.presets import OBJECTIVES, PACES
+
+_VARIABLE = re.compile(r"\$\{(\w+)\}")
+_FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as people write it: 1e-4 is a number, and a key written twice is a mistake instead of the last one."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        for number, key in enumerate(keys):
+            if key in keys[:number]:
+                raise yaml.MarkedYAMLError(problem=f"the key {key!r} is written twice", problem_mark=node.start_mark)
+        return super().construct_mapping(node, deep=deep)
+
+
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(f"^{_FLOAT.pattern}$"), list("+-.0123456789"))
+
+
+def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recipe:
+    """Read a recipe, apply ``section.key=value`` overrides and check all of it.
+
+    Raises:
+        InputError: no such file, not YAML, an unknown key (with the nearest name), a value of the wrong type, an unset
+            environment variable, or a name no table has.
+    """
+    return build_recipe(read_yaml(path) if path is not None else {}, overrides, where=str(path or "the command line"))
+
+
+def read_yaml(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML file."""
+    file = Path(path)
+    if file.is_dir():
+        raise InputError(f"{file} is a folder; pass the path of a recipe, a YAML file.")
+    if not file.is_file():
+        near = nearest(file.name, [p.name for p in file.parent.glob("*.yaml")]) if file.parent.is_dir() else ""
+        raise InputError(f"There is no recipe {file}; pass the path of a YAML file.{near}")
+    try:
+        raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file} is not a text file; pass the path of a recipe, a YAML file.") from error
+    except (yaml.YAMLError, RecursionError, TypeError) as error:
+        raise InputError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from error
+    if raw is None:
+        raise InputError(f"{file} is empty; expected sections such as import: and train:.")
+    if not isinstance(raw, dict):
+        raise InputError(f"{file} holds a {type(raw).__name__}; expected sections such as import: and train:.")
+    return raw
+
+
+def build_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str) -> Recipe:
+    """Check ``raw`` with ``overrides`` applied; messages name ``where`` it came from."""
+    merged = _numbers(override(raw, overrides))
+    try:
+        recipe = Recipe.model_validate(merged)
+    except ValidationError as error:
+        raise InputError(f"{where}: {first_mistake(error, merged)}") from error
+    try:
+        _check_names(recipe)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from error
+    return recipe
+
+
+def override(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """Return a copy of ``raw`` with each ``a.b.c=value`` set; values are YAML."""
+    merged: dict[str, Any] = copy.deepcopy(dict(raw))
+    for text in overrides:
+        name, found, value = text.partition("=")
+        if not found or not all(name.split(".")):
+            raise InputError(
+                f"{text!r} is not an override; write section.key=value, for example train.policy.epochs=2."
+            )
+        try:
+            parsed = yaml.load(value, _Loader)
+        except yaml.YAMLError as error:
+            raise InputError(f"The value of {name} is not YAML: {value!r}; put it into quotes.") from error
+        keys = name.split(".")
+        place = merged
+        for key in keys[:-1]:
+            below = place.get(key)
+            if below is None:
+                below = place[key] = {}
+            if not isinstance(below, dict):
+                raise InputError(f"{name} cannot be set: {key} is {below!r}, not a section.")
+            place = below
+        place[keys[-1]] = parsed
+    return merged
+
+
+def _numbers(value: Any) -> Any:
+    """Read the word for infinity as the number, which is how a resolved recipe holds it."""
+    if isinstance(value, dict):
+        return {key if isinstance(key, str) else str(key): _numbers(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_numbers(part) for part in value]
+    return float(value) if value in ("inf", "-inf") else value
+
+
+def expanded(text: str, what: str) -> str:
+    """Return ``text`` with each ${NAME} taken from the environment.
+
+    Only addresses of ledgers and endpoints are expanded, and only where they are used, so what the environment holds
+    reaches no file.
+    """
+
+    def value(match: re.Match[str]) -> str:
+        if match[1] not in os.environ:
+            raise InputError(f"{what} needs the environment variable {match[1]}, which is not set; export it first.")
+        return os.environ[match[1]]
+
+    return _VARIABLE.sub(value, text)
+
+
+def _check_names(recipe: Recipe) -> None:
+    if recipe.import_:
+        row = FORMATS[recipe.import_.format]
+        row_knobs(row, recipe.import_.knobs, "import", also=tuple(Import.model_fields))
+    for where, judge in _judges(recipe):
+        knobs = row_knobs(JUDGES[judge.by], judge.knobs, where, also=tuple(Judge.model_fields))
+        if judge.by == "rule" and knobs["rule"]:
+            RULES[str(knobs["rule"])]
+        if "endpoint" in knobs:
+            expanded(str(knobs["endpoint"]), f"{where}.endpoint")
+    if recipe.ledger:
+        expanded(recipe.ledger, "ledger")
+    for check in (recipe.audit.checks or ()) if recipe.audit else ():
+        CHECKS[check]
+    for step in recipe.curate or []:
+        settle(step)
+    for name, stage in recipe.train.items():
+        row_knobs(OBJECTIVES[stage.method], stage.knobs, f"train.{name}", also=tuple(Stage.model_fields))
+    if recipe.evaluate and recipe.evaluate.truth:
+        RULES[recipe.evaluate.truth]
+
+
+def _judges(recipe: Recipe) -> Iterator[tuple[str, Judge]]:
+    if recipe.judge:
+        yield "judge", recipe.judge
+    if recipe.evaluate and recipe.evaluate.win_rate and recipe.evaluate.win_rate.judge:
+        yield "evaluate.win_rate.judge", recipe.evaluate.win_rate.judge
+
+
+def row_knobs(row: Row, given: Mapping[str, Any], where: str, also: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the settled knobs of ``row``; ``also`` are the section's own keys, which a misspelling may have meant."""
+    for name in given:
+        if row.knobs is not None and name not in row.knobs:
+            near = nearest(name, [*row.knobs, *also])
+            raise InputError(f"{where} has no key {name!r}, and {row.name!r} has no such knob.{near}")
+    defaults = row.settle({}, where=where)
+    for name, value in given.items():
+        expected = _misfit(defaults.get(name), value)
+        if expected:
+            raise InputError(f"{where}.{name} is {value!r}; expected {expected}.")
+    return row.settle(given, where=where)
+
+
+_FITS: tuple[tuple[type, str, Callable[[Any], bool]], ...] = (
+    (bool, "true or false", lambda value: isinstance(value, bool)),
+    (int, "a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    (float, "a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool)),
+    (str, "text", lambda value: isinstance(value, str)),
+)
+
+
+def _misfit(default: Any, value: Any) -> str:
+    """Return what kind of value a knob with this default takes, or nothing where ``value`` is of that kind."""
+    if value is None or default is None:
+        return ""
+    for kind, expected, fits in _FITS:
+        if isinstance(default, kind):
+            return "" if fits(value) else expected
+    return ""
+
+
+def pace_of(stage: Stage) -> dict[str, Any]:
+    """Return the pace of a stage: its own keys over the method's published ones."""
+    published = PACES.get(stage.method, PACES["dpo"])
+    own = {key: getattr(stage, key) for key in ("epochs", "batch", "learning_rate", "decay")}
+    return {
+        **published,
+        **{key: value for key, value in own.items() if value is not None},
+        "warmup": stage.warmup,
+        "weight_decay": stage.weight_decay,
+        "clip": stage.clip,
+    }

@@ -1,0 +1,210 @@
+"""What each section of a recipe may say: its keys, their defaults and what they mean."""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+"""A name that is also the name of a folder."""
+
+
+class Section(BaseModel):
+    """A section with fixed keys."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+
+
+class Open(Section):
+    """A section that also takes the knobs of the row it names."""
+
+    model_config = ConfigDict(extra="allow")
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """The keys that are not the section's own."""
+        return dict(self.model_extra or {})
+
+
+class Import(Open):
+    """What comes in, and which prompts are for training and which for testing."""
+
+    format: str = Field("preferences", description="name of a format, see `tiebreak ls data`")
+    path: str | None = Field(None, description="file to read")
+    split: dict[str, float | int | str | None] = Field(
+        default={"test": 0.1, "train": None},
+        description="set -> share or count of prompt groups, a tag, or null for the rest",
+    )
+    limit: int | None = Field(None, ge=1, description="read this many rows only")
+
+    @field_validator("path")
+    @classmethod
+    def _at_home(cls, path: str | None) -> str | None:
+        return None if path is None else str(Path(path).expanduser())
+
+
+class Sample(Section):
+    """Which model answers which prompts, and how."""
+
+    model: str = Field(description="a training stage, a folder or a hub name")
+    prompts: str = Field("train", description="set of prompts")
+    limit: int | None = Field(None, ge=1, description="use this many prompts only")
+    n: int = Field(2, ge=1, description="responses per prompt")
+    temperature: float = Field(1.0, ge=0, description="0 is greedy")
+    top_p: float = Field(1.0, gt=0, le=1, description="nucleus sampling; 1 is off")
+    top_k: int = Field(0, ge=0, description="sample from the k likeliest tokens; 0 is off")
+    max_new_tokens: int = Field(64, ge=1, description="longest response")
+    window: int = Field(1024, ge=16, description="tokens of prompt and response together")
+    cut: Literal["start", "end"] = Field("start", description="which end of too long a prompt loses lines")
+    batch: int = Field(128, ge=1, description="sequences decoded together")
+
+
+class Judge(Open):
+    """Who judges, and in which orders."""
+
+    by: str = Field(description="name of a judge, see `tiebreak ls judge`")
+    orders: Literal["both", "random", "given"] = Field("both", description="both orders cancel position bias")
+    attempts: int = Field(1, ge=1, description="times each question is asked")
+    concurrency: int = Field(32, ge=1, description="calls in flight")
+    limit: int | None = Field(None, ge=1, description="judge this many pairs only")
+    again: list[Literal["slot", "tie", "both_bad", "skip", "invalid"]] = Field(
+        default=[], description="verdicts to ask again, such as invalid"
+    )
+
+
+class Audit(Section):
+    """Which checks to run."""
+
+    checks: list[str] | None = Field(None, description="names of checks, all when missing")
+    knobs: dict[str, dict[str, Any]] = Field(default={}, description="check -> knobs that differ")
+
+
+class Stage(Open):
+    """One model to train."""
+
+    method: str = Field(description="name of an objective, see `tiebreak ls objectives`")
+    model: str | dict[str, Any] = Field(
+        description="another stage, a folder, a hub name, or a configuration (model_type, ...) to build from scratch"
+    )
+    rows: Literal["pairs", "responses", "references"] | None = Field(
+        None, description="pairs; for sft the prompts' references, or imported responses"
+    )
+    loss_on: Literal["completion", "all"] = Field("completion", description="sft: which tokens count")
+    epochs: float | None = Field(None, gt=0, description="times through the rows; the method's when missing")
+    batch: int | None = Field(None, ge=1, description="rows per step; the method's when missing")
+    learning_rate: float | None = Field(None, gt=0, description="at its highest; the method's when missing")
+    decay: Literal["cosine", "linear", "constant"] | None = Field(
+        None, description="how the learning rate falls; the method's when missing"
+    )
+    warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
+    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    clip: float = Field(1.0, gt=0, description="bound of the gradient's norm")
+    window: int = Field(1024, ge=16, description="tokens of prompt and completion together")
+    cut: Literal["start", "end"] = Field("start", description="which end of too long a prompt loses lines")
+    held_out: float = Field(0.1, ge=0, lt=1, description="share of prompts kept out, unless a test set holds pairs")
+    limit: int | None = Field(None, ge=1, description="train on this many rows only")
+    evaluate_every: int = Field(0, ge=0, description="steps; 0 evaluates at the end")
+    checkpoint_every: int = Field(200, ge=1, description="steps")
+    log_every: int = Field(10, ge=1, description="steps")
+    vocabulary: int = Field(2048, ge=300, description="tokens, where a tokenizer is trained")
+
+
+class WinRate(Section):
+    """Whose answers are compared with whose, and who says which is better."""
+
+    of: str = Field("policy", description="a training stage, a folder or a hub name")
+    against: list[str] = Field(default=["sft"], description="models, or `reference` for the prompts' own")
+    judge: Judge | None = Field(None, description="the judge section's when missing")
+    prompts: str = Field("test", description="set of prompts")
+    limit: int | None = Field(None, ge=1, description="use this many prompts only")
+    temperature: float = Field(0.0, ge=0, description="0 is greedy")
+    max_new_tokens: int | None = Field(None, ge=1, description="the sample section's when missing")
+
+
+class Evaluate(Section):
+    """What is measured in the end."""
+
+    win_rate: WinRate | None = Field(None, description="whose answers are better, by a judge")
+    reward: str | None = Field(None, description="the reward model to test: a stage or a folder")
+    truth: str | None = Field(None, description="a rule that knows: tests judge, reward model and policy against it")
+    examples: int = Field(8, ge=0, description="prompts shown side by side")
+
+
+class Report(Section):
+    """The page at the end."""
+
+    title: str = Field("", description="heading; the project's name when missing")
+    figures: bool = Field(True, description="draw figures where matplotlib is installed")
+
+
+class Export(Section):
+    """Training rows for other tools."""
+
+    shape: Literal["preference", "preference_implicit", "unpaired", "prompt_completion"] = Field(
+        "preference", description="columns, as TRL names them"
+    )
+    conversational: bool = Field(False, description="turns with role and content instead of text")
+    path: str = Field("pairs.jsonl", description="file name ending in .jsonl or .parquet, inside the section's folder")
+
+    @field_validator("path")
+    @classmethod
+    def _inside(cls, path: str) -> str:
+        if Path(path).name != path or not path.endswith((".jsonl", ".parquet")):
+            raise ValueError("expected a file name without folders that ends in .jsonl or .parquet")
+        return path
+
+
+class Recipe(Section):
+    """A whole experiment."""
+
+    project: str = Field("tiebreak", min_length=1, description="name of the folder under runs/, or a path with a slash")
+    seed: int = Field(0, description="of every draw")
+    ledger: str | None = Field(None, description="path or URL; the project's own SQLite file when missing")
+    import_: Import | None = Field(None, alias="import")
+    sample: Sample | None = None
+    judge: Judge | None = None
+    audit: Audit | None = None
+    curate: list[str | dict[str, Any]] | None = None
+    train: dict[str, Stage] = Field(default={})
+    evaluate: Evaluate | None = None
+    report: Report | None = None
+    export: Export | None = None
+
+    @field_validator("project")
+    @classmethod
+    def _a_folder(cls, project: str) -> str:
+        if project in (".", ".."):
+            raise ValueError("expected a name, or a path with a slash such as ./here")
+        return project
+
+    @field_validator("train")
+    @classmethod
+    def _names(cls, train: dict[str, Stage]) -> dict[str, Stage]:
+        for name in train:
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} names a folder; expected letters, digits, - and _")
+            if name == "reference":
+                raise ValueError("'reference' means the prompts' own answers; expected another name for a stage")
+        return train
+
+    @property
+    def folder(self) -> Path:
+        """Where the project lives."""
+        return Path(self.project).expanduser() if "/" in self.project else Path("runs") / self.project
+
+
+def resolved(section: BaseModel) -> dict[str, Any]:
+    """Return a section with all its defaults as strict JSON can hold it: infinity is the word ``inf``."""
+    return _strict(section.model_dump(mode="json", by_alias=True, exclude_none=True))  # type: ignore[no-any-return]
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _strict(part) for key, part in value.items()}
+    if isinstance(value, list):
+        return [_strict(part) for part in value]
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
