@@ -216,6 +216,7 @@ def _reward(run: Artefacts, artist: Artist) -> dict[str, Any]:
             *tables.rate("By the judgments", reward.get("held_out")),
             *tables.rate(f"Choosing the {base.get('direction', 'longer')} answer, by the judgments", base),
         ],
+        "single_pairs": reward.get("interval_over") == "pairs",
         "too_long": reward.get("too_long") or 0,
         "excluded": (reward.get("truth") or {}).get("excluded") or 0,
         "fit": [(label, f"{fit[name]:.3f}") for name, label in FIT if fit.get(name) is not None],
