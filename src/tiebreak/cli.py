@@ -7,6 +7,7 @@ that the project folder remembers. Knobs are given as ``key=value``, the same wo
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from tiebreak.records import InputError
 
@@ -54,11 +56,22 @@ TABLES = {
 }
 
 
+class _Verb(TyperCommand):
+    """A command whose help also tells the keys of its section; they are read only when somebody asks."""
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        """Write the usual help, then the section's keys."""
+        from tiebreak.run.manual import manual
+
+        super().format_help(ctx, formatter)
+        typer.echo(manual(str(self.name)))
+
+
 @app.command("run")
 def run_command(
     words: Words = None,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done, its calls, price and memory.")
+        bool, typer.Option("--dry-run", help="Show what would be done: steps, calls, their price, memory.")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
@@ -66,13 +79,11 @@ def run_command(
     from tiebreak.recipe import build_recipe, load_recipe
 
     path, settings = _recipe_and_settings(words or [])
-    recipe = load_recipe(path, settings) if path else build_recipe(_remembered(settings), settings, where="the project")
+    recipe = load_recipe(path, settings) if path else build_recipe(_remembered(settings), settings, where="")
     if dry_run:
-        from tiebreak.run.forecast import forecast
-
-        _show_forecast(recipe.model_dump(mode="json", by_alias=True, exclude_none=True), forecast(recipe), as_json)
-        return
-    _carry_out(recipe, [], as_json)
+        _show_forecast(recipe, as_json)
+    else:
+        _carry_out(recipe, [], as_json)
 
 
 def _verb(section: str) -> Callable[..., None]:
@@ -81,10 +92,10 @@ def _verb(section: str) -> Callable[..., None]:
 
         path, settings = _recipe_and_settings(words or [])
         settings = [s if s.partition("=")[0].split(".")[0] in TOP else f"{section}.{s}" for s in settings]
-        raw = read_yaml(path) if path else _remembered(settings)
+        raw = read_yaml(path) if path else _changed(_remembered(settings), settings)
         if section not in raw and not any(s.startswith((f"{section}.", f"{section}=")) for s in settings):
             raw = {**raw, section: {}}
-        recipe = build_recipe(raw, settings, where=str(path or f"tiebreak {section}"))
+        recipe = build_recipe(raw, settings, where=path or "")
         _carry_out(recipe, [section], as_json)
 
     command.__doc__ = VERBS[section]
@@ -92,7 +103,7 @@ def _verb(section: str) -> Callable[..., None]:
 
 
 for _section in VERBS:
-    app.command(_section)(_verb(_section))
+    app.command(_section, cls=_Verb)(_verb(_section))
 
 
 @app.command("ls")
@@ -155,12 +166,26 @@ def _recipe_and_settings(words: list[str]) -> tuple[str | None, list[str]]:
 
 def _remembered(settings: list[str]) -> dict[str, Any]:
     """Return the recipe the project folder holds from earlier verbs, or an empty one."""
-    from tiebreak.recipe import Recipe
+    from tiebreak.recipe import build_recipe
     from tiebreak.run.folder import read_json
 
-    chosen = next((s.partition("=")[2] for s in settings if s.startswith("project=")), "tiebreak")
-    found: dict[str, Any] = read_json(Recipe(project=chosen).folder / "recipe.json") or {"project": chosen}
+    own = [setting for setting in settings if setting.startswith("project=")]
+    project = build_recipe({}, own, where="")
+    found: dict[str, Any] = read_json(project.folder / "recipe.json") or {"project": project.project}
     return found
+
+
+def _changed(raw: dict[str, Any], settings: list[str]) -> dict[str, Any]:
+    """Leave out what was remembered of a section whose format, judge or method is now another: its knobs do not fit."""
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        *places, key = name.split(".")
+        section: Any = raw
+        for place in places:
+            section = section.get(place) if isinstance(section, dict) else None
+        if key in ("format", "by", "method") and isinstance(section, dict) and section.get(key) not in (None, value):
+            section.clear()
+    return raw
 
 
 def _carry_out(recipe: Any, only: list[str], as_json: bool) -> None:
@@ -173,25 +198,23 @@ def _carry_out(recipe: Any, only: list[str], as_json: bool) -> None:
     finally:
         if hasattr(show, "close"):
             show.close()
-    outputs = {
-        name: manifest["outputs"] for name, manifest in ran.manifests.items() if not only or name.split(".")[0] in only
-    }
-    if as_json:
-        _print_json(
-            {
-                "project": str(ran.folder),
-                "skipped": list(ran.skipped),
-                "summary": ran.summary,
-                "stages": {n: m for n, m in ran.manifests.items() if not only or n.split(".")[0] in only},
-            }
+    if ran.stale:
+        verb = "was" if len(ran.stale) == 1 else "were"
+        stale = (
+            f"{', '.join(ran.stale)} {verb} made with other knobs or inputs; `tiebreak run` redoes what has changed."
         )
+        typer.echo(f"tiebreak: {stale}", err=True)
+    shown = {name: m for name, m in ran.manifests.items() if not only or name.split(".")[0] in only}
+    if as_json:
+        kept = {"skipped": list(ran.skipped), "stale": list(ran.stale), "summary": ran.summary, "stages": shown}
+        _print_json({"project": str(ran.folder), **kept})
         return
     if not only or only[0] in ("audit", "evaluate", "report"):
         for line in headlines(ran.summary):
             typer.echo(line)
-    for output in outputs.values():
-        if "path" in output:
-            typer.echo(f"\nWritten: {output['path']}")
+    for manifest in shown.values():
+        if "path" in manifest["outputs"]:
+            typer.echo(f"\nWritten: {manifest['outputs']['path']}")
 
 
 def headlines(summary: Mapping[str, Any]) -> list[str]:
@@ -215,41 +238,32 @@ def headlines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _show_forecast(recipe: dict[str, Any], found: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        _print_json({"recipe": recipe, **found})
-        return
+def _show_forecast(recipe: Any, as_json: bool) -> None:
     import yaml
 
-    typer.echo(yaml.safe_dump(recipe, sort_keys=False, allow_unicode=True))
-    typer.echo("stages")
-    for stage in found["stages"]:
-        typer.echo(f"  {'to do    ' if stage['to_do'] else 'unchanged'}  {stage['stage']}")
-    rows = found["rows"]
-    typer.echo(f"import: {rows['rows']:,} rows, {rows['prompts']:,} prompts, {rows['judgments']:,} judgments")
-    if sampled := found.get("sample"):
-        typer.echo(f"sample: {sampled['responses']:,} responses to {sampled['prompts']:,} prompts")
-    if judged := found.get("judge"):
-        price = judged.get("price_usd")
-        cost = (
-            "price unknown: give price_in and price_out per million tokens"
-            if price is None
-            else f"about {price:.2f} USD"
-        )
-        typer.echo(
-            f"judge: {judged['questions']:,} questions on {judged['pairs']:,} pairs, {judged['calls']:,} calls, {cost}"
-        )
-    for name, size in found["memory_gib"].items():
-        need = (
-            "unknown, the model is not here yet"
-            if size is None
-            else f"at least {size:.2f} GiB, activations not counted"
-        )
-        typer.echo(f"train.{name}: memory {need}")
+    from tiebreak.run.forecast import forecast, told
+    from tiebreak.run.run import remembered
+
+    shown, found = remembered(recipe), forecast(recipe)
+    if as_json:
+        _print_json({"recipe": shown, **found})
+        return
+    typer.echo(yaml.safe_dump(shown, sort_keys=False, allow_unicode=True))
+    for line in told(found):
+        typer.echo(line)
 
 
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(value, indent=2, ensure_ascii=False, default=str))
+    typer.echo(json.dumps(_strict(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+
+
+def _strict(value: Any) -> Any:
+    """Return ``value`` as strict JSON can hold it: a number that is none is null."""
+    if isinstance(value, Mapping):
+        return {str(key): _strict(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 @app.callback(invoke_without_command=True)
@@ -265,24 +279,45 @@ def _about(
 
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 1, never a stack trace."""
-    sys.path.insert(0, os.getcwd())
+    sys.path.append(os.getcwd())  # where a user's own module:function lies; last, so that it shadows nothing
     try:
-        app()
-    except InputError as error:
-        sys.exit(f"tiebreak: {error}")
-    except KeyboardInterrupt:
-        print("tiebreak: stopped; run the same command to go on from here.", file=sys.stderr)  # noqa: T201
-        sys.exit(130)
-    except ModuleNotFoundError as error:
-        extra = {"torch": "train", "transformers": "train", "safetensors": "train", "tokenizers": "train"}
-        extra |= {"pyarrow": "hub", "datasets": "hub", "matplotlib": "report", "psycopg": "postgres"}
-        if error.name not in extra:
-            raise
-        sys.exit(f"tiebreak: this needs {error.name}: pip install 'tiebreak[{extra[error.name]}]'.")
+        code = app(standalone_mode=False)
+    except (KeyboardInterrupt, typer.Abort):
+        code = STOPPED
     except Exception as error:
-        if "No space left" in str(error) or "disk is full" in str(error):
-            sys.exit("tiebreak: the disk is full; free some space and run again, what was finished is kept.")
-        raise
+        if (said := _sentence(error)) is None:
+            raise
+        if said:
+            typer.echo(f"tiebreak: {said}", err=True)
+        sys.exit(getattr(error, "exit_code", 1))
+    if code == STOPPED:
+        typer.echo("tiebreak: stopped; run the same command to go on from here.", err=True)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+STOPPED = 130
+"""The exit code after Ctrl-C."""
+
+
+def _sentence(error: Exception) -> str | None:
+    """Return what is wrong in one sentence, nothing where it was told already, None where the mistake is ours."""
+    if isinstance(error, InputError):
+        return str(error)
+    if hasattr(error, "format_message"):  # the command line itself cannot be read
+        told = " ".join(str(error.format_message()).split())
+        return (
+            told and f"{told.rstrip('.?')}{'?' if told.endswith('?') else '.'} `tiebreak --help` lists what there is."
+        )
+    if isinstance(error, ModuleNotFoundError):
+        from tiebreak.run.doctor import EXTRAS
+
+        extra = next((extra for extra, packages in EXTRAS.items() if error.name in packages), None)
+        return extra and f"this needs {error.name}: pip install 'tiebreak[{extra}]'."
+    if "No space left" in str(error) or "disk is full" in str(error):
+        return "the disk is full; free some space and run again, what was finished is kept."
+    if isinstance(error, OSError) and error.strerror and error.filename:
+        return f"{error.filename} cannot be used: {error.strerror}."
+    return None
 
 
 if __name__ == "__main__":

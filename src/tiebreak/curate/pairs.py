@@ -4,71 +4,103 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from typing import Literal
 
-from tiebreak.curate.table import Rows, Step
+from tiebreak.curate.table import Rows, Step, items_of
 from tiebreak.judge.verdict import soft_label as verdict_soft_label
 from tiebreak.records import InputError, Judgment, Pair
 
+UNREADABLE = "no readable verdict"
+NO_PAIR = "not a pair of responses"
+Average = Literal["probability", "logit"]
 
-def soft_label(rows: Rows, *, average: str = "probability", clamp: Sequence[float] | None = None) -> Step:
-    """One pair per item with p = P(chosen is better), averaged over orders, then judgments; the likelier side is chosen.
 
-    ``average`` is ``probability`` or ``logit``, which cancels a slot bias that is additive in logits. ``clamp`` = [lo,
-    hi] bounds p as Constitutional AI does (0.4, 0.6). An item without a readable judgment is dropped and counted; a tie
-    stays as p = 1/2 with the sides in id order, which favours neither.
+def soft_label(rows: Rows, *, average: Average = "probability", clamp: Sequence[float] | None = None) -> Step:
+    """One pair per item with p = P(chosen is better); the likelier side is chosen.
+
+    Judgments are averaged within an order, then the orders weigh the same, then it is decided: deciding first would
+    lose what each judgment was sure of. ``average`` is ``probability`` or ``logit``, which cancels a slot bias that is
+    additive in logits. ``clamp`` = [lo, hi] bounds p as Constitutional AI does (0.4, 0.6). An item without a readable
+    judgment is dropped and counted; a tie stays as p = 1/2 with the sides in id order, which favours neither.
+
+    Raises:
+        InputError: an average or a clamp it does not know, or logits wanted of judgments without probabilities.
     """
+    items = items_of(rows, "soft_label")
     if average not in ("probability", "logit"):
         raise InputError(f"soft_label averages {average!r}; expected probability or logit.")
-    bounds = None if clamp is None else (float(clamp[0]), float(clamp[1]))
+    bounds = _bounds(clamp)
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
-    for judgments in rows.items.values():
-        first, second = sorted(judgments[0].slots)[:2]
-        if len(set(judgments[0].slots)) != 2:
-            dropped["not a pair of responses"] += 1
+    for judgments in items.values():
+        sides = sorted(set(judgments[0].slots))
+        if len(sides) != 2 or len(judgments[0].slots) != 2:
+            dropped[NO_PAIR] += 1
             continue
-        label = verdict_soft_label(judgments, first, second, how=average, clamp=bounds)  # type: ignore[arg-type]
+        label = verdict_soft_label(judgments, sides[0], sides[1], how=average, clamp=bounds)
         if label is None:
-            dropped["no readable verdict"] += 1
+            dropped[UNREADABLE] += 1
             continue
-        pairs.append(_pair(judgments, first, second, round(label.p, 12), label.conflict, label.n))
+        pairs.append(_pair(judgments, sides, round(label.p, 12), label.conflict))
     return Step(pairs, dropped)
 
 
 def plurality(rows: Rows) -> Step:
-    """One pair per item from the most frequent vote among first, second and tie; equal counts are a tie."""
+    """One pair per item from the most frequent vote among first, second and tie; equal counts are a tie.
+
+    It counts votes and throws away how sure they were: two of 0.55 beat one of 0.99 on the other side.
+    """
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
-    for judgments in rows.items.values():
-        if len(set(judgments[0].slots)) != 2:
-            dropped["not a pair of responses"] += 1
+    for judgments in items_of(rows, "plurality").values():
+        sides = sorted(set(judgments[0].slots))
+        if len(sides) != 2 or len(judgments[0].slots) != 2:
+            dropped[NO_PAIR] += 1
             continue
-        first, second = sorted(judgments[0].slots)
         votes = Counter(
-            "tie" if judgment.winner is None else judgment.slots[judgment.winner]
+            "" if judgment.winner is None else judgment.slots[judgment.winner]
             for judgment in judgments
             if judgment.verdict in ("slot", "tie")
         )
         if not votes:
-            dropped["no readable verdict"] += 1
+            dropped[UNREADABLE] += 1
             continue
         most = max(votes.values())
         winners = [vote for vote, count in votes.items() if count == most]
-        p = 0.5 if len(winners) > 1 or winners == ["tie"] else float(winners[0] == first)
-        pairs.append(_pair(judgments, first, second, p, len(votes) > 1, sum(votes.values())))
+        p = 0.5 if len(winners) > 1 or winners == [""] else float(winners[0] == sides[0])
+        pairs.append(_pair(judgments, sides, p, all(votes[side] for side in sides)))
     return Step(pairs, dropped)
 
 
-def _pair(judgments: Sequence[Judgment], first: str, second: str, p: float, conflict: bool, n: int) -> Pair:
-    chosen, rejected = (first, second) if p >= 0.5 else (second, first)
-    strengths = [judgment.strength for judgment in judgments if judgment.strength is not None]
+def _pair(judgments: Sequence[Judgment], sides: Sequence[str], p: float, conflict: bool) -> Pair:
+    """Return the pair with what speaks for it: only judgments that favour a side or neither count.
+
+    The margin is the mean strength towards the chosen side: a vote for the other one counts against it.
+    """
+    chosen, rejected = sides if p >= 0.5 else reversed(sides)
+    telling = [judgment for judgment in judgments if judgment.p_better(chosen) is not None]
+    strengths = [
+        0.0 if j.winner is None else j.strength if j.slots[j.winner] == chosen else -j.strength
+        for j in telling
+        if j.strength is not None
+    ]
     return Pair(
         prompt_id=judgments[0].prompt_id,
         chosen_id=chosen,
         rejected_id=rejected,
         p=max(p, 1.0 - p),
         margin=sum(strengths) / len(strengths) if strengths else None,
-        n=n,
+        n=len(telling),
         conflict=conflict,
-        judgment_ids=tuple(sorted(judgment.id for judgment in judgments)),
+        judgment_ids=tuple(sorted(judgment.id for judgment in telling)),
     )
+
+
+def _bounds(clamp: Sequence[float] | None) -> tuple[float, float] | None:
+    if clamp is None:
+        return None
+    if isinstance(clamp, Sequence) and not isinstance(clamp, str) and len(clamp) == 2:
+        low, high = clamp
+        if all(isinstance(bound, int | float) for bound in clamp) and 0 <= low <= 0.5 and abs(low + high - 1) < 1e-9:
+            return float(low), float(high)
+    raise InputError(f"soft_label has clamp {clamp!r}; expected [low, 1 - low], for instance [0.4, 0.6].")

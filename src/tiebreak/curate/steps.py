@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Mapping
 
 from tiebreak.curate.table import Rows, Step, pairs_of
-from tiebreak.records import InputError
+from tiebreak.records import InputError, Pair
+from tiebreak.registry import nearest
 
-DROPS = {
+DROPS: Mapping[str, Callable[[Pair], bool]] = {
     "ties": lambda pair: pair.p == 0.5,
     "conflicts": lambda pair: pair.conflict,
 }
@@ -15,10 +17,14 @@ DROPS = {
 
 def drop(rows: Rows, *, what: str | list[str] = "ties") -> Step:
     """Leave out pairs that are ``ties`` (p = 1/2) or ``conflicts`` (judgments that favour both sides)."""
-    wanted = [what] if isinstance(what, str) else list(what)
+    wanted = [what] if isinstance(what, str) else what
+    if not isinstance(wanted, list):
+        raise InputError(f"drop is given {what!r}; expected {' or '.join(DROPS)}, or a list of them.")
     for name in wanted:
         if name not in DROPS:
-            raise InputError(f"drop does not know {name!r}; it can drop {' and '.join(DROPS)}.")
+            raise InputError(
+                f"drop does not know {name!r}; it can drop {' and '.join(DROPS)}.{nearest(str(name), DROPS)}"
+            )
     dropped: Counter[str] = Counter()
     kept = []
     for pair in pairs_of(rows, "drop"):
@@ -32,6 +38,8 @@ def drop(rows: Rows, *, what: str | list[str] = "ties") -> Step:
 
 def confident(rows: Rows, *, p: float = 0.6) -> Step:
     """Keep pairs with P(chosen is better) of at least ``p``."""
+    if isinstance(p, bool) or not isinstance(p, int | float) or not 0.5 <= p <= 1.0:
+        raise InputError(f"confident has p = {p!r}; expected a number from 0.5 to 1.")
     pairs = pairs_of(rows, "confident")
     kept = [pair for pair in pairs if pair.p >= p]
     return Step(kept, {f"p below {p}": len(pairs) - len(kept)})
@@ -39,5 +47,7 @@ def confident(rows: Rows, *, p: float = 0.6) -> Step:
 
 def first(rows: Rows, *, n: int = 1000) -> Step:
     """Keep the first ``n`` pairs by id, the same ones every time."""
+    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+        raise InputError(f"first has n = {n!r}; expected a whole number of at least 1.")
     pairs = sorted(pairs_of(rows, "first"), key=lambda pair: pair.id)
     return Step(pairs[:n], {"past the first n": max(0, len(pairs) - n)})

@@ -6,9 +6,9 @@ The first step derives pairs from judgments, the later ones work on pairs.
 
 from __future__ import annotations
 
-from collections import Counter
+import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from tiebreak.records import InputError, Judgment, Pair
@@ -83,16 +83,35 @@ Written = str | Mapping[str, Any]
 
 
 def settle(step: Written) -> tuple[str, dict[str, Any]]:
-    """Return a written step's name and all its knobs; what it does not have is refused."""
+    """Return a written step's name and all its knobs; what it does not have is refused.
+
+    The knobs of a user's own step are the keywords of its function.
+
+    Raises:
+        InputError: neither a name nor one name with its knobs, an unknown step or an unknown knob.
+    """
     if isinstance(step, str):
-        name, given = step, {}
-    elif len(step) == 1:
+        name, value = step, None
+    elif isinstance(step, Mapping) and len(step) == 1:
         name, value = next(iter(step.items()))
-        first = next(iter(STEPS[name].settle({}, where="curate")), "")
-        given = dict(value) if isinstance(value, Mapping) else {} if value is None else {first: value}
     else:
-        raise InputError(f"A curate step is written as {dict(step)!r}; expected a name or one name with its knobs.")
-    return name, STEPS[name].settle(given, where=f"curate: {name}")
+        raise InputError(f"A curate step is written as {step!r}; expected a name or one name with its knobs.")
+    row = STEPS[name]
+    knobs = row.knobs or _keywords(row)
+    if isinstance(value, Mapping):
+        given = dict(value)
+    elif value is None:
+        given = {}
+    elif knobs:
+        given = {next(iter(knobs)): value}
+    else:
+        raise InputError(f"curate: {name!r} has no knobs; write it as {name} alone.")
+    return name, replace(row, knobs=knobs).settle(given, where=f"curate: {name}")
+
+
+def _keywords(row: Row) -> dict[str, Any]:
+    named = inspect.signature(row.load()).parameters.values()
+    return {p.name: None if p.default is p.empty else p.default for p in named if p.kind is p.KEYWORD_ONLY}
 
 
 def curate(judgments: Sequence[Judgment], steps: Sequence[Written]) -> tuple[list[Pair], list[Stage]]:
@@ -101,10 +120,13 @@ def curate(judgments: Sequence[Judgment], steps: Sequence[Written]) -> tuple[lis
     A judgment that another one revises gives way to it.
 
     Raises:
-        InputError: no judgments, or a first step that does not derive pairs.
+        InputError: no judgments, no steps, or a first step that does not derive pairs.
     """
     if not judgments:
         raise InputError("There are no judgments to curate; import or judge some first.")
+    if not steps:
+        raise InputError("curate has no steps; begin with soft_label or plurality, which derive pairs from judgments.")
+    settled = [settle(written) for written in steps]
     revised = {judgment.revises for judgment in judgments if judgment.revises}
     items: dict[str, list[Judgment]] = {}
     for judgment in judgments:
@@ -112,11 +134,11 @@ def curate(judgments: Sequence[Judgment], steps: Sequence[Written]) -> tuple[lis
             items.setdefault(judgment.item, []).append(judgment)
     rows = Rows(items)
     funnel: list[Stage] = []
-    for written in steps:
-        name, knobs = settle(written)
+    for name, knobs in settled:
         count, unit = (len(items), "items") if rows.pairs is None else (len(rows.pairs), "pairs")
-        done = STEPS[name].load()(rows, **knobs)
-        funnel.append(Stage(name, unit, count, len(done.pairs), dict(Counter(done.dropped))))
+        done: Step = STEPS[name].load()(rows, **knobs)
+        dropped = {reason: number for reason, number in done.dropped.items() if number}
+        funnel.append(Stage(name, unit, count, len(done.pairs), dropped))
         rows = Rows(items, done.pairs)
     return list(rows.pairs or []), funnel
 
@@ -126,3 +148,10 @@ def pairs_of(rows: Rows, step: str) -> Sequence[Pair]:
     if rows.pairs is None:
         raise InputError(f"The curate step {step!r} has no pairs yet; begin with soft_label or plurality.")
     return rows.pairs
+
+
+def items_of(rows: Rows, step: str) -> Mapping[str, Sequence[Judgment]]:
+    """Return the judgments a first step works on; after another step it would undo what that one did."""
+    if rows.pairs is not None:
+        raise InputError(f"The curate step {step!r} derives pairs from judgments, so it has to be the first one.")
+    return rows.items

@@ -230,7 +230,7 @@ def _ask_all(
         assert task is not None
         running.append((asyncio.get_running_loop(), task))
         if not stopped.is_set():
-            await _window(judge, questions, concurrency, answer)
+            await _window(judge, questions, concurrency, answer, stopped)
 
     def work() -> None:
         try:
@@ -259,15 +259,22 @@ def _ask_all(
 
 
 async def _window(
-    judge: Judge, questions: Sequence[Question], concurrency: int, answer: Callable[[Judgment], None]
+    judge: Judge,
+    questions: Sequence[Question],
+    concurrency: int,
+    answer: Callable[[Judgment], None],
+    stopped: threading.Event,
 ) -> None:
-    """Keep ``concurrency`` calls in flight: a finished one makes room for the next, whatever its order or pair."""
+    """Keep ``concurrency`` calls in flight: a finished one makes room for the next, whatever its order or pair.
+
+    A judge that computes never gives way to the loop, so no cancelling reaches it; ``stopped`` does.
+    """
     waiting = iter(questions)
     errors: list[Exception] = []
 
     async def work() -> None:
         for question in waiting:
-            if errors:
+            if errors or stopped.is_set():
                 return
             try:
                 answer(await judge.ask(question))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from textwrap import shorten
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -30,7 +31,7 @@ def first_mistake(error: ValidationError, raw: Mapping[str, Any]) -> str:
         return f"there is no key {place!r}.{nearest(keys[-1], _keys_at(keys[:-1]))}"
     if mistake["type"] == "missing":
         return _missing([*map(str, mistake["loc"])], raw)
-    found = "empty" if mistake["input"] is None else repr(mistake["input"])
+    found = "empty" if mistake["input"] is None else shorten(repr(mistake["input"]), 60)
     return f"{place} is {found}; {_expected(mistake)}."
 
 

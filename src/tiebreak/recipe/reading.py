@@ -53,7 +53,7 @@ def load_recipe(path: str | Path | None, overrides: Sequence[str] = ()) -> Recip
         InputError: no such file, not YAML, an unknown key (with the nearest name), a value of the wrong type, an unset
             environment variable, or a name no table has.
     """
-    return build_recipe(read_yaml(path) if path is not None else {}, overrides, where=str(path or "the command line"))
+    return build_recipe(read_yaml(path) if path is not None else {}, overrides, where=str(path or ""))
 
 
 def read_yaml(path: str | Path) -> dict[str, Any]:
@@ -80,16 +80,16 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
 
 
 def build_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, where: str) -> Recipe:
-    """Check ``raw`` with ``overrides`` applied; messages name ``where`` it came from."""
+    """Check ``raw`` with ``overrides`` applied; messages begin with ``where`` it came from, if that is a file."""
     merged = _numbers(override(raw, overrides))
+    prefix = f"{where}: " if where else ""
     try:
         recipe = Recipe.model_validate(merged)
-    except ValidationError as error:
-        raise InputError(f"{where}: {first_mistake(error, merged)}") from error
-    try:
         _check_names(recipe)
+    except ValidationError as error:
+        raise InputError(prefix + first_mistake(error, merged)) from error
     except InputError as error:
-        raise InputError(f"{where}: {error}") from error
+        raise InputError(f"{prefix}{error}") from error
     return recipe
 
 

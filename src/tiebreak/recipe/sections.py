@@ -16,7 +16,13 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 class Section(BaseModel):
     """A section with fixed keys."""
 
-    model_config = ConfigDict(extra="forbid", populate_by_name=True, allow_inf_nan=False, coerce_numbers_to_str=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        populate_by_name=True,
+        allow_inf_nan=False,  # of declared keys; a judge's sharpness may be infinite
+        coerce_numbers_to_str=True,
+        ser_json_inf_nan="constants",
+    )
 
 
 class Open(Section):
@@ -90,8 +96,8 @@ class Stage(Open):
     model: str | dict[str, Any] = Field(
         description="another stage, a folder, a hub name, or a configuration (model_type, ...) to build from scratch"
     )
-    rows: Literal["pairs", "responses", "references"] | None = Field(
-        None, description="pairs; for sft the prompts' references, or imported responses"
+    rows: Literal["pairs", "chosen", "responses", "references"] | None = Field(
+        None, description="pairs; for sft the prompts' references, imported responses, or the pairs' chosen side"
     )
     loss_on: Literal["completion", "all"] = Field("completion", description="sft: which tokens count")
     epochs: float | None = Field(None, gt=0, description="times through the rows; the method's when missing")

@@ -65,13 +65,14 @@ def _win(run: Artefacts, row: Json) -> Headline | None:
         f"of {_prompts(run, rate)} ({_range(rate, digits)}), by {by}{half}."
     )
     beside = [_reading(rate)]
-    level = row.get("length_controlled")
+    level = row.get("true_length_controlled") or row.get("length_controlled")
     if level and level.get("value") is not None:
         places = words.places(level)
         explained = (rate.get("low") or 0) > 0.5 >= (level.get("low") or 0)
         beside.append(
             f"At equal length it is {words.percent(level['value'], places)} "
-            f"({words.interval(level, places)}), by {judge}" + (": length explains the win." if explained else ".")
+            f"({words.interval(level, places)}), by {by if row.get('true_length_controlled') else judge}"
+            + (": length explains the win." if explained else ".")
         )
     return Headline(
         figure=words.percent(rate["value"], digits),
@@ -84,7 +85,7 @@ def _win(run: Artefacts, row: Json) -> Headline | None:
 def _win_marks(row: Json, rate: Json) -> tuple[Mark, ...]:
     pair = f"{words.short(str(row.get('of')))} against {words.short(str(row.get('against')))}"
     marks = [Mark(label=pair, row=rate)]
-    level = row.get("length_controlled")
+    level = row.get("true_length_controlled") or row.get("length_controlled")
     if level and level.get("value") is not None:
         marks.append(Mark(label=f"{pair}, at equal length", row=level))
     return tuple(marks)
@@ -138,7 +139,7 @@ def _reward(run: Artefacts, reward: Json) -> Headline | None:
 
 
 def _judge(run: Artefacts, judge: Json) -> Headline | None:
-    single, both = judge.get("single_order"), judge.get("both_orders")
+    single, swapped, both = (judge.get(name) or {} for name in ("single_order", "both_orders_verdicts", "both_orders"))
     if not single or single.get("value") is None:
         return None
     digits = words.places(single)
@@ -147,17 +148,19 @@ def _judge(run: Artefacts, judge: Json) -> Headline | None:
         f"{words.count(single.get('n'))} judgments ({_range(single, digits)})"
     )
     marks = [Mark(label="Judge, one verdict", row=single)]
-    if both and both.get("value") is not None:
-        places = words.places(both)
-        sentence += (
-            f"; all verdicts on a pair averaged agree in {words.percent(both['value'], places)} of "
-            f"{words.count(both.get('n'))} pairs ({words.interval(both, places)})"
-        )
-        marks.append(Mark(label="Judge, all verdicts averaged", row=both))
+    for row, text, label in (
+        (swapped, "all verdicts on a pair averaged agree", "Judge, both orders' verdicts"),
+        (both, "its probabilities averaged over both orders agree", "Judge, both orders' probabilities"),
+    ):
+        if row.get("value") is not None:
+            places = words.places(row)
+            sentence += (
+                f"; {text} in {words.percent(row['value'], places)} of "
+                f"{words.count(row.get('n'))} pairs ({words.interval(row, places)})"
+            )
+            marks.append(Mark(label=label, row=row))
     apart = single.get("excluded")
-    beside = "The average takes the judge's probabilities where it gave some, so it gains from those and from the swap."
-    if apart:
-        beside += f" {words.count(apart)} judgments of answers that are equally good are left out."
+    beside = f"{words.count(apart)} judgments of answers that are equally good are left out." if apart else ""
     return Headline(
         figure=words.percent(single["value"], digits), sentence=f"{sentence}.", beside=beside, marks=tuple(marks)
     )

@@ -131,6 +131,7 @@ def contests(run: Artefacts) -> list[Contest]:
                 judge,
                 [
                     *rate("By the truth", row.get("true")),
+                    *rate("By the truth, at equal length", row.get("true_length_controlled")),
                     *rate("By the judge, ties half", row.get("rate")),
                     *rate("By the judge's probabilities, equal texts left out", row.get("soft")),
                     *rate("By the judge, at equal length", row.get("length_controlled")),

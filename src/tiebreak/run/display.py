@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from tiebreak.records import Progress as Callback
@@ -31,25 +32,39 @@ def counted(manifest: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-class Log:
-    """Lines for a file or a pipe."""
+class Rate:
+    """How fast something goes, counted from where it was first seen: a resumed stage does not begin at zero."""
 
     def __init__(self) -> None:
-        self._spoke = 0.0
-        self._began = 0.0
+        self._first: tuple[float, int] | None = None
+
+    def of(self, done: int) -> float:
+        """Return things done per second so far, 0 before a second look."""
+        now = time.monotonic()
+        began, base = self._first = self._first or (now, done)
+        return (done - base) / (now - began) if now > began else 0.0
+
+
+def place(done: int, total: int) -> str:
+    """Write how far something is; a total of 0 is not known."""
+    return f"{done:,}/{total:,}" if total else f"{done:,}"
+
+
+class Log:
+    """Lines for a file or a pipe."""
 
     def begin(self, stage: str) -> Callback:
         """Say that a stage begins; progress follows at most every quarter of a minute."""
         self._say(f"{stage} ...")
-        self._spoke = self._began = time.monotonic()
+        spoke, pace = time.monotonic(), Rate()
 
         def progress(done: int, total: int, shown: Mapping[str, float]) -> None:
-            now = time.monotonic()
-            if now - self._spoke >= QUIET_SECONDS and done:
-                self._spoke = now
-                rate = done / (now - self._began)
-                left = (total - done) / rate
-                self._say(f"{stage} {done:,}/{total:,}  {rate:.1f}/s  {left:.0f} s left  {shown_numbers(shown)}")
+            nonlocal spoke
+            rate, now = pace.of(done), time.monotonic()
+            if now - spoke >= QUIET_SECONDS and rate:
+                spoke = now
+                left = f"{(total - done) / rate:.0f} s left  " if total else ""
+                self._say(f"{stage} {place(done, total)}  {rate:.1f}/s  {left}{shown_numbers(shown)}")
 
         return progress
 
@@ -78,7 +93,7 @@ class Live:
             SpinnerColumn(),
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f}"),
+            TextColumn("{task.fields[place]}"),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -87,22 +102,28 @@ class Live:
             console=self._console,
             transient=True,
         )
-        task = bar.add_task(stage, total=1, numbers="", rate="")
+        task = bar.add_task(stage, total=None, place="", numbers="", rate="")
         bar.start()
         self._bar = bar
-        began = time.monotonic()
+        pace = Rate()
 
         def progress(done: int, total: int, shown: Mapping[str, float]) -> None:
-            rate = f"{done / max(time.monotonic() - began, 1e-9):,.1f}/s"
-            bar.update(task, completed=done, total=total, numbers=shown_numbers(shown), rate=rate)
+            fields: dict[str, Any] = {
+                "place": place(done, total),
+                "rate": f"{pace.of(done):,.1f}/s",
+                "numbers": shown_numbers(shown),
+            }
+            bar.update(task, completed=done, total=total or None, **fields)
 
         return progress
 
     def end(self, stage: str, manifest: Mapping[str, Any], skipped: bool) -> None:
         """Take the bar away and write the stage's line."""
         self.close()
-        mark = "[dim]unchanged[/]" if skipped else f"[green]{manifest['seconds']:6.1f} s[/]"
-        self._console.print(f"  {mark:>9}  [bold]{stage}[/]  [dim]{counted(manifest)}[/]")
+        mark = "[dim]unchanged[/]" if skipped else f"[green]{manifest['seconds']:7.1f} s[/]"
+        self._console.print(f"  {mark}  [bold]{stage}[/]  [dim]{escape(counted(manifest))}[/]")
+        for note in manifest["notes"] if not skipped else ():
+            self._console.print(f"             [dim]{escape(note)}[/]")
 
     def close(self) -> None:
         """Stop a bar that is still drawn."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tiebreak.evaluate.reward import agreement_with_truth, calibration, length_baseline, pair_accuracy
@@ -18,6 +19,8 @@ from tiebreak.run.folder import read_json, read_pairs, write_json
 from tiebreak.run.job import Job, Made
 from tiebreak.run.learning import held_out
 from tiebreak.run.stages import make_judge
+from tiebreak.stats.intervals import rate
+from tiebreak.stats.length import length_controlled_win_rate
 
 Truth = Callable[[Prompt, str], float]
 Answers = dict[str, dict[str, Response]]
@@ -56,7 +59,10 @@ def evaluate(job: Job) -> Made:
 
 
 def _judge_against_truth(job: Job, truth: Truth) -> dict[str, Any]:
-    """Accuracy of single judgments and of both orders averaged, where the truth prefers a side."""
+    """Accuracy where the truth prefers a side: of single verdicts, of all verdicts on a pair, and of its soft label.
+
+    The second beside the first shows what asking again in the other order brings, the third what probabilities add.
+    """
     judgments = [j for j in job.judgments() if len(j.slots) == 2]
     texts = {r.id: r for r in job.ledger.responses(sorted({slot for j in judgments for slot in j.slots}))}
     prompts = {p.id: p for p in job.ledger.prompts(sorted({j.prompt_id for j in judgments}))}
@@ -68,13 +74,15 @@ def _judge_against_truth(job: Job, truth: Truth) -> dict[str, Any]:
         if judgment.verdict in ("slot", "tie"):
             said = 0.5 if judgment.winner is None else float(judgment.winner == 0)
             single.append((said, worth[judgment.slots[0]] - worth[judgment.slots[1]], judgment.prompt_id))
-    averaged: list[tuple[float, float, str]] = []
+    averaged: dict[str, list[tuple[float, float, str]]] = {"both_orders_verdicts": [], "both_orders": []}
     for group in items.values():
         a, b = sorted(group[0].slots)
-        label = soft_label(group, a, b)
-        if label is not None:
-            averaged.append((label.p, worth[a] - worth[b], group[0].prompt_id))
-    return {"single_order": _agreement(single), "both_orders": _agreement(averaged)}
+        plain = [replace(judgment, probability=None, id="") for judgment in group]
+        for name, judged in (("both_orders_verdicts", plain), ("both_orders", group)):
+            label = soft_label(judged, a, b)
+            if label is not None:
+                averaged[name].append((label.p, worth[a] - worth[b], group[0].prompt_id))
+    return {"single_order": _agreement(single), **{name: _agreement(rows) for name, rows in averaged.items()}}
 
 
 def _agreement(rows: Sequence[tuple[float, float, str]]) -> dict[str, Any]:
@@ -219,7 +227,8 @@ def _win_rates(job: Job, section: WinRateSection, answers: Answers, truth: Truth
         row = _rate_row(measured, sorted({j.by for j in judgments if j.by != IDENTICAL}))
         if truth:
             gaps = [truth(p, a.text) - truth(p, b.text) for p, a, b in pairs]
-            row["true"] = _true_rate(gaps, [p.group for p, _, _ in pairs])
+            words = [lengths[a.id] for _, a, _ in pairs], [lengths[b.id] for _, _, b in pairs]
+            row |= _true_rates(gaps, words, [p.group for p, _, _ in pairs])
             row["true_quality"] = {
                 section.of: sum(truth(p, a.text) for p, a, _ in pairs) / len(pairs),
                 against: sum(truth(p, b.text) for p, _, b in pairs) / len(pairs),
@@ -284,13 +293,14 @@ def _rate_row(measured: WinRate, judges: Sequence[str]) -> dict[str, Any]:
     }
 
 
-def _true_rate(gaps: Sequence[float], groups: Sequence[str]) -> dict[str, Any]:
-    """The share of prompts where the truth is on our side, an equal quality being half, clustered by prompt group."""
-    from tiebreak.stats.intervals import rate
-
+def _true_rates(gaps: Sequence[float], lengths: Sequence[Sequence[int]], groups: Sequence[str]) -> dict[str, Any]:
+    """The share of prompts where the truth is on our side, equal quality being half; plainly and at equal length."""
     won = [0.5 if gap == 0 else float(gap > 0) for gap in gaps]
-    return {k: _number(v) for k, v in rate(won, list(groups))._asdict().items()} | {
-        "ties": sum(gap == 0 for gap in gaps)
+    level = length_controlled_win_rate(won, lengths[0], lengths[1], list(groups))
+    plain = {k: _number(v) for k, v in rate(won, list(groups))._asdict().items()}
+    return {
+        "true": plain | {"ties": sum(gap == 0 for gap in gaps)},
+        "true_length_controlled": {k: _number(v) for k, v in level._asdict().items()},
     }
 
 

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
-from itertools import islice
-from math import comb
+from math import ceil, comb
 from pathlib import Path
 from typing import Any
 
-from tiebreak.data.formats import FORMATS
 from tiebreak.data.table import Entry
-from tiebreak.recipe import Judge, Recipe, row_knobs
+from tiebreak.judge.table import JUDGES
+from tiebreak.recipe import Judge, Recipe, pace_of, row_knobs
+from tiebreak.records import Prompt
 from tiebreak.run.folder import StageFolder
-from tiebreak.run.plan import plan
+from tiebreak.run.plan import plan, rows_of
 from tiebreak.run.run import stage_key
+from tiebreak.run.stages import read_entries, split
 
 WORDS_PER_TOKEN = 0.75
 """English prose under common tokenizers; a forecast needs no better."""
@@ -23,7 +25,7 @@ BYTES_PER_PARAMETER = 16
 
 
 def forecast(recipe: Recipe) -> dict[str, Any]:
-    """Return the stages and whether they are done, the judge's calls and price, and the memory of each training.
+    """Return the stages and whether they are done, the judge's calls and price, and each training's steps and memory.
 
     Reads the import's file once to count; loads no model and calls nobody.
     """
@@ -42,45 +44,60 @@ def forecast(recipe: Recipe) -> dict[str, Any]:
         found["sample"] = _samples(recipe, rows)
     if recipe.judge:
         found["judge"] = _calls(recipe.judge, _pairs(recipe, rows), rows["words"])
-    found["memory_gib"] = {name: _memory(recipe, name) for name in recipe.train}
+    found["train"] = {name: _training(recipe, name, rows) for name in recipe.train}
     return found
 
 
-def _count(recipe: Recipe) -> dict[str, float]:
+def _count(recipe: Recipe) -> dict[str, Any]:
     section = recipe.import_
     if section is None:
-        return {"rows": 0, "prompts": 0, "pairs": 0, "judgments": 0, "words": 0.0}
-    row = FORMATS[section.format]
-    knobs = row_knobs(row, section.knobs, "import")
-    path = None if section.path is None else Path(section.path)
-    prompts: set[str] = set()
+        return {"rows": 0, "prompts": 0, "pairs": 0, "judgments": 0, "words": 0.0, "sets": {}}
+    prompts: dict[str, Prompt] = {}
+    responses: Counter[str] = Counter()
     rows = judgments = pairs = words = 0
-    for entry in islice(row.load()(path, **knobs), section.limit):
+    for entry in read_entries(section, recipe.seed):
         rows += 1
         if isinstance(entry, Entry):
-            prompts.add(entry.prompt.id)
+            prompts[entry.prompt.id] = entry.prompt
+            responses[entry.prompt.id] += len(entry.responses)
             judgments += len(entry.judgments)
             pairs += comb(len(entry.responses), 2)
             words += len(entry.prompt.plain.split()) + sum(len(r.text.split()) for r in entry.responses)
+    sets = split(list(prompts.values()), section.split, recipe.seed) | {"all": list(prompts)}
     return {
         "rows": rows,
         "prompts": len(prompts),
         "pairs": pairs,
         "judgments": judgments,
         "words": words / max(1, rows),
+        "sets": {name: len(ids) for name, ids in sets.items()},
+        "responses": {name: sum(responses[i] for i in ids) for name, ids in sets.items()},
+        "references": {name: sum(bool(prompts[i].reference) for i in ids) for name, ids in sets.items()},
     }
 
 
-def _samples(recipe: Recipe, rows: Mapping[str, float]) -> dict[str, int]:
+def _samples(recipe: Recipe, rows: Mapping[str, Any]) -> dict[str, int]:
     assert recipe.sample is not None
-    prompts = int(min(rows["prompts"], recipe.sample.limit or rows["prompts"]))
+    prompts = rows["sets"].get(recipe.sample.prompts, rows["prompts"])
+    prompts = min(prompts, recipe.sample.limit or prompts)
     return {"prompts": prompts, "responses": prompts * recipe.sample.n}
 
 
-def _pairs(recipe: Recipe, rows: Mapping[str, float]) -> int:
+def _pairs(recipe: Recipe, rows: Mapping[str, Any]) -> int:
     if recipe.sample:
         return _samples(recipe, rows)["prompts"] * comb(recipe.sample.n, 2)
     return int(rows["pairs"])
+
+
+def _training(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> dict[str, Any]:
+    """Rows and steps at most (before anything is dropped or held out), and memory."""
+    stage = recipe.train[name]
+    kind = rows_of(stage)
+    most = _pairs(recipe, rows) if kind == "pairs" else rows.get(kind, {}).get("train", 0)
+    most = min(most, stage.limit or most)
+    pace = pace_of(stage)
+    steps = max(1, round(ceil(most / pace["batch"]) * pace["epochs"])) if most else 0
+    return {"rows_at_most": most, "steps_at_most": steps, "memory_gib": _memory(recipe, name)}
 
 
 def _calls(judge: Judge, pairs: int, words: float) -> dict[str, Any]:
@@ -88,8 +105,6 @@ def _calls(judge: Judge, pairs: int, words: float) -> dict[str, Any]:
     questions = pairs * (2 if judge.orders == "both" else 1) * judge.attempts
     if judge.by != "pairwise":
         return {"pairs": pairs, "questions": questions, "calls": 0, "price_usd": 0.0}
-    from tiebreak.judge.table import JUDGES
-
     knobs = row_knobs(JUDGES[judge.by], judge.knobs, "judge")
     per_question = 2 if knobs["rationale"] else 1
     tokens_in = questions * per_question * (words / WORDS_PER_TOKEN + 250)
@@ -129,3 +144,26 @@ def _parameters(config: Mapping[str, Any], vocabulary: int) -> float:
     layers = config.get("num_hidden_layers", config.get("n_layer", 12))
     inner = config.get("intermediate_size", 4 * width)
     return float(layers * (4 * width**2 + 3 * width * inner) + 2 * vocabulary * width)
+
+
+def told(found: Mapping[str, Any]) -> list[str]:
+    """Return a forecast as lines for a person."""
+    lines = ["stages", *(f"  {'to do    ' if s['to_do'] else 'unchanged'}  {s['stage']}" for s in found["stages"])]
+    rows = found["rows"]
+    sets = ", ".join(f"{size:,} {name}" for name, size in rows["sets"].items() if name != "all")
+    prompts = f"{rows['prompts']:,} prompts ({sets or 'none'})"
+    lines.append(f"import: {rows['rows']:,} rows, {prompts}, {rows['judgments']:,} judgments")
+    if sampled := found.get("sample"):
+        lines.append(f"sample: {sampled['responses']:,} responses to {sampled['prompts']:,} prompts")
+    if judged := found.get("judge"):
+        price = judged.get("price_usd")
+        cost = "price unknown: give price_in and price_out per million tokens"
+        cost = cost if price is None else f"about {price:.2f} USD"
+        asked = f"{judged['questions']:,} questions on {judged['pairs']:,} pairs"
+        lines.append(f"judge: {asked}, {judged['calls']:,} calls, {cost}")
+    for name, need in found["train"].items():
+        size = need["memory_gib"]
+        memory = "unknown, the model is not here yet" if size is None else f"{max(size, 0.01):.2f} GiB and activations"
+        steps = f"at most {need['steps_at_most']:,} steps on {need['rows_at_most']:,} rows"
+        lines.append(f"train.{name}: {steps}; memory {memory}")
+    return lines

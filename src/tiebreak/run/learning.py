@@ -59,8 +59,10 @@ class _Rows:
         self.dropped: dict[str, int] = {}
         self.notes: list[str] = []
         kind = rows_of(stage)
-        if kind == "pairs":
+        if kind in ("pairs", "chosen"):
             self.rows, self.held = self._pairs(job)
+            if kind == "chosen":
+                self.rows, self.held = ([(p, answers[:1], 1.0) for p, answers, _ in r] for r in (self.rows, self.held))
         else:
             self.rows, self.held = self._written(job, kind), []
         self.rows = self.rows[: stage.limit]
@@ -73,7 +75,10 @@ class _Rows:
     def _written(self, job: Job, kind: str) -> list[tuple[Prompt, list[Response], float]]:
         prompts = job.prompts("train")
         if kind == "references":
-            return [(p, [Response(prompt_id=p.id, text=p.reference)], 1.0) for p in prompts if p.reference]
+            known = [p for p in prompts if p.reference]
+            if len(known) < len(prompts):
+                self.dropped["no reference answer"] = len(prompts) - len(known)
+            return [(p, [Response(prompt_id=p.id, text=p.reference or "")], 1.0) for p in known]
         by_id = {prompt.id: prompt for prompt in prompts}
         written = job.ledger.responses(job.set_of("import", "responses"))
         return [(by_id[r.prompt_id], [r], 1.0) for r in written if r.prompt_id in by_id]

@@ -109,7 +109,7 @@ def _model(recipe: Recipe, model: str | dict[str, Any], where: str) -> list[str]
 def _train_needs(recipe: Recipe, name: str, stage: Stage) -> list[str]:
     if stage.model == name:
         raise InputError(f"train.{name} starts from itself; name another stage, a folder or a hub model.")
-    rows = "import" if rows_of(stage) != "pairs" else "curate"
+    rows = "curate" if rows_of(stage) in ("pairs", "chosen") else "import"
     return ["import", rows, *_model(recipe, stage.model, f"train.{name}.model")]
 
 

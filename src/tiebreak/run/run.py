@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from tiebreak.recipe import Recipe, expanded, resolved
 from tiebreak.records import InputError, Progress, content_id, quiet
-from tiebreak.registry import load_object
 from tiebreak.run.folder import StageFolder, versions, write_json
 from tiebreak.run.job import Job, Made
 from tiebreak.run.plan import Planned, lasting, marks, plan
 from tiebreak.run.summary import summarise
 from tiebreak.store import Ledger
-
 
 HIDDEN = ":***@"
 """Stands for the password of a ledger's address wherever the address is written."""
@@ -81,6 +80,7 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
     folder = recipe.folder
     stages = plan(recipe)
     chosen = [stage for stage in stages if not only or stage.section in only or stage.name in only]
+    _at_the_door(recipe, {stage.section for stage in chosen})
     write_json(folder / "recipe.json", remembered(recipe))
     manifests: dict[str, dict[str, Any]] = {}
     skipped: list[str] = []
@@ -106,6 +106,21 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
     summary = summarise(folder, manifests)
     write_json(folder / "summary.json", summary)
     return Ran(folder, manifests, tuple(skipped), tuple(stale), summary)
+
+
+def _at_the_door(recipe: Recipe, sections: Collection[str]) -> None:
+    """Refuse a missing source and a judge that cannot be made, before the first stage takes its time."""
+    from tiebreak.run.stages import check_source, make_judge
+
+    if recipe.import_ and "import" in sections:
+        check_source(recipe.import_)
+    if recipe.judge and "judge" in sections:
+        make_judge(recipe.judge, recipe.seed)
+    if recipe.evaluate and recipe.evaluate.win_rate and "evaluate" in sections:
+        spec = recipe.evaluate.win_rate.judge or recipe.judge
+        if spec is None:
+            raise InputError("evaluate.win_rate has no judge; give it one, or add a judge section.")
+        make_judge(spec, recipe.seed)
 
 
 def remembered(recipe: Recipe) -> dict[str, Any]:
@@ -176,20 +191,9 @@ def _carry_out(
     return manifest
 
 
-SECTIONS = {
-    "import": "tiebreak.run.stages:import_",
-    "sample": "tiebreak.run.stages:sample",
-    "judge": "tiebreak.run.stages:judge",
-    "audit": "tiebreak.run.stages:audit",
-    "curate": "tiebreak.run.stages:curate",
-    "train": "tiebreak.run.learning:train",
-    "evaluate": "tiebreak.run.evaluation:evaluate",
-    "export": "tiebreak.run.stages:export",
-    "report": "tiebreak.run.stages:report",
-}
-"""What carries out each section; loaded when it is its turn, so that only a section that needs torch loads it."""
-
-
 def _stage(stage: Planned) -> Callable[[Job], Made]:
-    carried_out_by: Callable[[Job], Made] = load_object(SECTIONS[stage.section], what=stage.section)
-    return carried_out_by
+    """Return what carries the stage out; modules load when it is their turn, so only what needs torch loads it."""
+    file = {"train": "learning", "evaluate": "evaluation"}.get(stage.section, "stages")
+    module = import_module(f"tiebreak.run.{file}")
+    carry_out: Callable[[Job], Made] = getattr(module, "import_" if stage.section == "import" else stage.section)
+    return carry_out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import combinations, islice
 from pathlib import Path
@@ -13,31 +14,43 @@ from tiebreak.curate.table import curate as run_curate
 from tiebreak.data.formats import FORMATS
 from tiebreak.data.importing import import_records
 from tiebreak.data.split import split_prompts
+from tiebreak.data.table import Entry, Refused
 from tiebreak.data.trl import export_pairs
 from tiebreak.judge.run import judge_pairs
 from tiebreak.judge.table import JUDGES
 from tiebreak.judge.table import Judge as Judging
-from tiebreak.recipe import Judge, row_knobs
+from tiebreak.recipe import Import, Judge, expanded, row_knobs
 from tiebreak.records import InputError, Prompt, Response, to_dict
 from tiebreak.run.folder import read_pairs, write_json, write_pairs
 from tiebreak.run.job import Job, Made
+
+
+def check_source(section: Import) -> None:
+    """Refuse a source that is not there."""
+    if section.path is None and section.format in FORMATS and section.format != "world":
+        raise InputError(f"import: format {section.format!r} reads a file; add path=FILE.")
+    if section.path is not None and not Path(section.path).is_file():
+        what = "is a folder" if Path(section.path).is_dir() else "does not exist"
+        raise InputError(f"import.path is {section.path}, which {what}; pass the path of the data to import.")
+
+
+def read_entries(section: Import, seed: int) -> Iterator[Entry | Refused]:
+    """Read the source a section names, row by row; a seed the section does not give is the run's."""
+    check_source(section)
+    row = FORMATS[section.format]
+    knobs = row_knobs(row, section.knobs, "import")
+    if "seed" in knobs and "seed" not in section.knobs:
+        knobs["seed"] = seed
+    entries: Iterable[Entry | Refused] = row.load()(None if section.path is None else Path(section.path), **knobs)
+    return islice(entries, section.limit)
 
 
 def import_(job: Job) -> Made:
     """Read a source into the ledger and split its prompts."""
     section = job.recipe.import_
     assert section is not None
-    row = FORMATS[section.format]
-    knobs = row_knobs(row, section.knobs, "import")
-    if "seed" in knobs and "seed" not in section.knobs:
-        knobs["seed"] = job.recipe.seed
-    if section.path is None and section.format != "world":
-        raise InputError(f"import: format {section.format!r} reads a file; add path=FILE.")
-    if section.path is not None and not Path(section.path).is_file():
-        raise InputError(f"There is no file {section.path}; pass the path of the data to import.")
-    entries = row.load()(None if section.path is None else Path(section.path), **knobs)
-    done = import_records(job.ledger, islice(entries, section.limit), progress=job.progress)
-    splits = _split(job.ledger.prompts(done.prompt_ids), section.split, job.recipe.seed)
+    done = import_records(job.ledger, read_entries(section, job.recipe.seed), progress=job.progress)
+    splits = split(job.ledger.prompts(done.prompt_ids), section.split, job.recipe.seed)
     job.put("prompts", done.prompt_ids)
     job.put("responses", done.response_ids)
     job.put("judgments", done.judgment_ids)
@@ -56,22 +69,29 @@ def import_(job: Job) -> Made:
     return Made(counts | {f"prompts {n}": size for n, size in sizes.items()}, refused, kept, {"splits": sizes})
 
 
-def _split(prompts: list[Prompt], wanted: dict[str, Any], seed: int) -> dict[str, list[str]]:
-    """Split by tag where a share is a word, then by groups; what no share takes is ``train``, or else ``rest``."""
+def split(prompts: Sequence[Prompt], wanted: Mapping[str, Any], seed: int) -> dict[str, list[str]]:
+    """Split by tag where a share is a word, then by shares; what no share takes is ``train``, or else ``rest``.
+
+    Whole groups move together: a group with one tagged prompt goes where the tag says. A share above 0 of few groups
+    is one group at least.
+    """
     sides: dict[str, list[str]] = {}
-    left = prompts
+    left = list(prompts)
     for name, tag in wanted.items():
         if isinstance(tag, str):
-            sides[name] = [prompt.id for prompt in left if tag in prompt.tags]
-            if not sides[name]:
+            away = {prompt.group for prompt in left if tag in prompt.tags}
+            if not away:
                 raise InputError(f"import.split.{name} wants prompts with the tag {tag!r}; no prompt has it.")
-            left = [prompt for prompt in left if tag not in prompt.tags]
+            sides[name] = [prompt.id for prompt in left if prompt.group in away]
+            left = [prompt for prompt in left if prompt.group not in away]
     shares = {name: share for name, share in wanted.items() if not isinstance(share, str)}
-    if len({prompt.group for prompt in left}) < 2 or not shares:
+    groups = len({prompt.group for prompt in left})
+    if groups < 2 or not shares:
         return sides | {"train": [prompt.id for prompt in left]}
-    if set(shares.values()) == {None}:
+    if list(shares.values()) == [None]:
         return sides | {name: [prompt.id for prompt in left] for name in shares}
-    return sides | split_prompts(left, shares, seed=seed)
+    least = {name: 1 if isinstance(s, float) and 0 < s * groups < 1 else s for name, s in shares.items()}
+    return sides | split_prompts(left, least, seed=seed)
 
 
 def sample(job: Job) -> Made:
@@ -118,6 +138,8 @@ def make_judge(section: Judge, seed: int) -> Judging:
     knobs = row_knobs(row, section.knobs, "judge")
     if "seed" in knobs and "seed" not in section.knobs:
         knobs["seed"] = seed
+    if "endpoint" in knobs:
+        knobs["endpoint"] = expanded(str(knobs["endpoint"]), "judge.endpoint")
     judge: Judging = row.load()(**knobs)
     return judge
 

@@ -22,6 +22,7 @@ def summarise(folder: Path, manifests: Mapping[str, Mapping[str, Any]]) -> dict[
     if judge := results.get("judge"):
         found["judge_accuracy"] = _kept(judge["both_orders"])
         found["judge_accuracy_single_order"] = _kept(judge["single_order"])
+        found["judge_accuracy_both_orders_verdicts"] = _kept(judge["both_orders_verdicts"])
     if bias := _bias(folder, manifests):
         found["position_bias"] = bias
     if reward := results.get("reward"):
@@ -34,7 +35,7 @@ def summarise(folder: Path, manifests: Mapping[str, Mapping[str, Any]]) -> dict[
             "of": row["of"],
             "against": row["against"],
             "against_truth": "true" in row,
-            "length_controlled": row["length_controlled"],
+            "length_controlled": row.get("true_length_controlled") or row["length_controlled"],
         }
         found["win_rate" if number == 0 else f"win_rate_against_{row['against']}"] = shown
     found["seconds"] = round(sum(m["seconds"] for m in manifests.values()), 1)

@@ -27,6 +27,8 @@ from tiebreak.train.objectives.switches import Outcome, check, objective
 from tiebreak.train.rows import Example, check_rows, look, look_through, mark_of, see
 from tiebreak.train.track import Track
 
+__all__ = ["Example", "Pace", "Trained", "fit"]
+
 LN2 = math.log(2.0)
 DECAYS: Mapping[str, Callable[[float], float]] = {
     "cosine": lambda left: 0.5 * (1 - math.cos(math.pi * left)),

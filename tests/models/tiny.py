@@ -1,0 +1,82 @@
+"""Tiny random models of many architectures, a tokenizer trained on a few lines, and trees to run them on."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+from transformers import PreTrainedTokenizerFast
+
+from tiebreak.models.forest import Tree
+from tiebreak.models.load import Loaded, build_causal, train_tokenizer
+
+TEXTS = [
+    "SUBREDDIT: r/pets\n\nTITLE: My cat\n\nPOST: The cat left home and came back.\n\nTL;DR: The cat came back.",
+    "user: How are you?\n\nassistant: I am well, thank you.\n\n",
+]
+SIZES = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+GROUPED = {**SIZES, "num_key_value_heads": 2}
+GPT2 = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 128}
+OPT = {
+    "hidden_size": 32,
+    "word_embed_proj_dim": 32,
+    "ffn_dim": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 128,
+}
+WINDOW = 5
+"""The sliding windows are shorter than the sequences, or they would not be tested."""
+
+RUNS: dict[str, dict[str, Any]] = {
+    "llama": GROUPED,
+    "gpt2": GPT2,
+    "gpt_neox": SIZES,
+    "qwen2": GROUPED,
+    "qwen3": {**GROUPED, "head_dim": 8},
+    "mistral": {**GROUPED, "sliding_window": WINDOW},
+    "opt": OPT,
+    "phi": SIZES,
+    "gemma3_text": {
+        **GROUPED,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
+}
+FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
+REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "falcon": (FALCON, "attention interface"),
+    "gemma2": ({**GROUPED, "head_dim": 8}, "soft-caps"),
+    "gpt_oss": ({**GROUPED, "head_dim": 8, "num_local_experts": 2}, "sinks"),
+    "mamba": ({"hidden_size": 32, "num_hidden_layers": 2}, "linear_attention"),
+    "lfm2": ({**GROUPED, "layer_types": ["conv", "full_attention"]}, "conv"),
+}
+
+
+def tokenizer() -> PreTrainedTokenizerFast:
+    return train_tokenizer(TEXTS * 4, vocabulary=330)
+
+
+def causal(kind: str, *, seed: int = 0, **more: Any) -> Loaded:
+    """A model in eval mode, its weights spread out so that the numbers to compare differ."""
+    fields = {**(RUNS[kind] if kind in RUNS else REFUSED[kind][0]), **more}
+    return build_causal({"model_type": kind, "initializer_range": 0.2, **fields}, tokenizer(), seed=seed)
+
+
+def ids(draw: random.Random, length: int) -> tuple[int, ...]:
+    """Ordinary tokens: neither EOS nor padding."""
+    return tuple(draw.randrange(2, 250) for _ in range(length))
+
+
+def trees(seed: int = 0) -> list[Tree]:
+    """Trees of one to four branches, with a trunk of one token and with branches of one token among them."""
+    draw = random.Random(seed)
+    shape = [(9, (7, 3)), (1, (4,)), (14, (1, 6, 2)), (5, (5, 1, 1, 8))]
+    return [Tree(ids(draw, trunk), tuple(ids(draw, length) for length in lengths)) for trunk, lengths in shape]
