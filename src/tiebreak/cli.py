@@ -6,8 +6,6 @@ that the project folder remembers. Knobs are given as ``key=value``, the same wo
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import sys
 from collections.abc import Callable, Mapping
@@ -254,16 +252,9 @@ def _show_forecast(recipe: Any, as_json: bool) -> None:
 
 
 def _print_json(value: object) -> None:
-    typer.echo(json.dumps(_strict(value), indent=2, ensure_ascii=False, default=str, allow_nan=False))
+    from tiebreak.run.folder import as_json
 
-
-def _strict(value: Any) -> Any:
-    """Return ``value`` as strict JSON can hold it: a number that is none is null."""
-    if isinstance(value, Mapping):
-        return {str(key): _strict(part) for key, part in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(part) for part in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    typer.echo(as_json(value))
 
 
 @app.callback(invoke_without_command=True)

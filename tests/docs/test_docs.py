@@ -20,8 +20,7 @@ from pydantic import BaseModel
 from typer.main import get_command
 
 from tiebreak.cli import app
-from tiebreak.recipe import Recipe, build_recipe, load_recipe, sections
-from tiebreak.run import run
+from tiebreak.recipe import Recipe, build_recipe, sections
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -103,7 +102,12 @@ def quickstart(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The project that `make quickstart` leaves, made in small."""
     pytest.importorskip("torch")
     folder = tmp_path_factory.mktemp("runs") / "quickstart"
-    run(load_recipe(ROOT / "recipes" / "quickstart.yaml", [f"project={folder}", *TINY]))
+    subprocess.run(
+        [sys.executable, "-m", "tiebreak.cli", "run", ROOT / "recipes" / "quickstart.yaml", f"project={folder}", *TINY],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        check=True,
+        timeout=300,
+    )
     return folder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import platform
 import shutil
@@ -30,7 +31,20 @@ def versions() -> dict[str, str]:
 
 def write_json(path: Path, value: object) -> None:
     """Write ``value`` as JSON in one move; a full disk or no permission is an InputError and leaves the old file."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    write_text(path, as_json(value) + "\n")
+
+
+def as_json(value: object) -> str:
+    """Return ``value`` as JSON that every language reads: a number that is none or without end is null."""
+    return json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_text(path: Path, text: str) -> None:

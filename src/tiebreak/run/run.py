@@ -55,7 +55,7 @@ class Silent:
 class Ran:
     """What a run did: the folder, each stage's manifest, the stages that were skipped, and the summary.
 
-    ``stale`` are stages that were not asked for, whose last result was made with other knobs or inputs.
+    ``stale`` are stages that were not asked for but rested on, whose result was made with other knobs or inputs.
     """
 
     folder: Path
@@ -80,6 +80,7 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
     folder = recipe.folder
     stages = plan(recipe)
     chosen = [stage for stage in stages if not only or stage.section in only or stage.name in only]
+    needed = _needed(stages, chosen)
     _at_the_door(recipe, {stage.section for stage in chosen})
     write_json(folder / "recipe.json", remembered(recipe))
     manifests: dict[str, dict[str, Any]] = {}
@@ -90,9 +91,7 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
             home = StageFolder(folder, stage.name)
             if stage not in chosen:
                 if (found := home.manifest) is not None:
-                    if any(need not in manifests for need in stage.needs) or not home.done(
-                        stage_key(stage, recipe, manifests)
-                    ):
+                    if stage.name in needed and not _current(stage, recipe, manifests):
                         stale.append(stage.name)
                     manifests[stage.name] = found
                 continue
@@ -106,6 +105,21 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
     summary = summarise(folder, manifests)
     write_json(folder / "summary.json", summary)
     return Ran(folder, manifests, tuple(skipped), tuple(stale), summary)
+
+
+def _needed(stages: Sequence[Planned], chosen: Sequence[Planned]) -> set[str]:
+    """Return the names of all stages that the chosen ones rest on."""
+    needed = {need for stage in chosen for need in stage.needs}
+    for stage in reversed(stages):
+        if stage.name in needed:
+            needed.update(stage.needs)
+    return needed
+
+
+def _current(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -> bool:
+    """Whether the stage's last result was made with the knobs and inputs of now."""
+    known = all(need in manifests for need in stage.needs)
+    return known and StageFolder(recipe.folder, stage.name).done(stage_key(stage, recipe, manifests))
 
 
 def _at_the_door(recipe: Recipe, sections: Collection[str]) -> None:
