@@ -172,7 +172,7 @@ def test_recipes_shown_in_a_page_are_recipes(page: Path, monkeypatch: pytest.Mon
         if block.language == "yaml":
             read = yaml.safe_load(block.text)
             if isinstance(read, dict) and set(read) <= known:
-                build_recipe(read, where=f"{page.name}:{block.line}")
+                assert build_recipe(read, where=f"{page.name}:{block.line}").seed >= 0
 
 
 def test_every_verb_has_a_page_and_the_index_links_every_page() -> None:

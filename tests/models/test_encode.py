@@ -128,7 +128,7 @@ def test_one_giant_line_is_cut_inside_rather_than_lost(cut: str) -> None:
     said = PLAIN.decode(list(encoded.ids))
     assert len(encoded.ids) == 50
     assert said.endswith("\n\nTL;DR:")
-    assert said.count("word") > 10
+    assert said.count("word") > 5
     assert said.startswith("TITLE") == (cut == "end")
 
 

@@ -21,7 +21,7 @@ def prompts(count: int = 7, seed: int = 0) -> list[tuple[int, ...]]:
 
 
 def sample(model: Any, some: list[tuple[int, ...]], **more: Any) -> list[list[Drawn]]:
-    keys = [f"p{len(p)}-{p[0]}" for p in some]
+    keys = [str(prompt) for prompt in some]
     return generate(model, some, keys, **{"max_new_tokens": 12, "eos": EOS, "pad": PAD, **more})
 
 

@@ -54,7 +54,7 @@ FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "falcon": (FALCON, "attention interface"),
     "gemma2": ({**GROUPED, "head_dim": 8}, "soft-caps"),
-    "gpt_oss": ({**GROUPED, "head_dim": 8, "num_local_experts": 2}, "sinks"),
+    "gpt_oss": ({**GROUPED, "head_dim": 8, "num_local_experts": 4}, "sinks"),
     "mamba": ({"hidden_size": 32, "num_hidden_layers": 2}, "linear_attention"),
     "lfm2": ({**GROUPED, "layer_types": ["conv", "full_attention"]}, "conv"),
 }
@@ -67,7 +67,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def causal(kind: str, *, seed: int = 0, **more: Any) -> Loaded:
     """A model in eval mode, its weights spread out so that the numbers to compare differ."""
     fields = {**(RUNS[kind] if kind in RUNS else REFUSED[kind][0]), **more}
-    return build_causal({"model_type": kind, "initializer_range": 0.2, **fields}, tokenizer(), seed=seed)
+    spread = {"init_std" if kind == "opt" else "initializer_range": 0.2}
+    return build_causal({"model_type": kind, **spread, **fields}, tokenizer(), seed=seed)
 
 
 def ids(draw: random.Random, length: int) -> tuple[int, ...]:

@@ -57,7 +57,18 @@ def posts(folder: Path) -> list[str]:
     return [f"import.path={path}", "import.split.test=8"]
 
 
-DATA: dict[str, Callable[[Path], list[str]]] = {"quickstart": world, "votes": votes, "tldr": posts}
+def labelled(folder: Path) -> list[str]:
+    """Forty pairs, as the format preferences reads them."""
+    rows = [
+        {"prompt": f"Is sum {i} even?", "chosen": f" Yes, {2 * i} is even.", "rejected": f" I like {i}."}
+        for i in range(40)
+    ]
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return [f"import.path={path}", "import.split.test=8"]
+
+
+DATA: dict[str, Callable[[Path], list[str]]] = {"quickstart": world, "votes": votes, "tldr": posts, "pairs": labelled}
 
 
 def tiny(recipe: Path, folder: Path) -> list[str]:

@@ -3,8 +3,8 @@
 Each post has the shape of a TL;DR post: a subreddit, a title and a few sentences, among which four key facts hide: who
 it is about (relation and name), the problem and the question. Distractor sentences name other people and other things.
 Written summaries are deliberately mixed (complete, partial, wordy, hallucinating), so a model trained on them is
-mediocre and preferences have something to teach. The true quality of any text is computed from the facts, so the accuracy of
-every judge and reward model and the win rate of every policy can be checked against it.
+mediocre and preferences have something to teach. The true quality of any text is computed from the facts, so the
+accuracy of every judge and reward model and the win rate of every policy can be checked against it.
 
 Held-out posts (tag ``held-out``) use pairs of name and problem that no other post uses, so memorising does not help.
 
@@ -26,7 +26,8 @@ RELATIONS = tuple(
     "sister brother mother father boss roommate neighbor cousin teacher friend girlfriend boyfriend aunt uncle".split()  # noqa: SIM905
 )
 NAMES = tuple(
-    "Anna Ben Carla David Emma Felix Grace Henry Ivy Jack Kate Liam Mia Noah Olga Paul Rosa Sam Tina Victor Wendy Yara".split()  # noqa: SIM905
+    "Anna Ben Carla David Emma Felix Grace Henry Ivy Jack Kate "  # noqa: SIM905
+    "Liam Mia Noah Olga Paul Rosa Sam Tina Victor Wendy Yara".split()
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
@@ -55,19 +55,11 @@ def make(
     ``rubric`` is ``tldr``, ``helpful`` or the path of a prompt file. ``prefill`` begins the model's turn and has the
     server continue it, as RLAIF does; only some servers can. Prices are US dollars per million tokens.
     """
-    for name, value in (("endpoint", endpoint), ("model", model)):
-        if not value:
-            raise InputError(
-                f"judge: 'pairwise' needs {name}, for instance endpoint=http://localhost:8000/v1 model=NAME."
-            )
-    if ties not in ("forbid", "allow"):
-        raise InputError(f"judge: ties is {ties!r}; expected 'forbid' or 'allow'.")
-    text = read_rubric(rubric)
-    sections = parse_rubric(text, where=rubric)
+    _check(endpoint, model, ties)
+    sections = parse_rubric(read_rubric(rubric), where=rubric)
     needed = ["rationale"] * rationale + ["ties"] * (ties == "allow")
     needed += ["prefill verdict"] * prefill + ["prefill rationale"] * (prefill and rationale)
-    if missing := [name for name in needed if not sections[name]]:
-        raise InputError(f"The rubric {rubric} has no section [{missing[0]}], which these knobs use; add it.")
+    _must_have(sections, needed, rubric)
     steers = (rationale, prefill, ties, logprobs, top_logprobs, temperature, rationale_tokens, verdict_tokens)
     client = Endpoint(
         endpoint,
@@ -94,6 +86,21 @@ def make(
         price_in=price_in,
         price_out=price_out,
     )
+
+
+def _check(endpoint: str, model: str, ties: str) -> None:
+    for name, value in (("endpoint", endpoint), ("model", model)):
+        if not value:
+            raise InputError(
+                f"judge: 'pairwise' needs {name}, for instance endpoint=http://localhost:8000/v1 model=NAME."
+            )
+    if ties not in ("forbid", "allow"):
+        raise InputError(f"judge: ties is {ties!r}; expected 'forbid' or 'allow'.")
+
+
+def _must_have(sections: Mapping[str, str], needed: Sequence[str], rubric: str) -> None:
+    if missing := [name for name in needed if not sections[name]]:
+        raise InputError(f"The rubric {rubric} has no section [{missing[0]}], which these knobs use; add it.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -166,7 +166,7 @@ def pick(logits: Tensor, uniform: Tensor, temperature: float, top_p: float = 1.0
         return logits.argmax(-1)
     probabilities = (logits.double() / temperature).softmax(-1)
     if 0 < top_k < logits.shape[-1] or top_p < 1.0:
-        ranked, where = probabilities.sort(-1, descending=True, stable=True)
+        ranked, where = probabilities.sort(dim=-1, descending=True, stable=True)
         if top_k:
             ranked[:, top_k:] = 0.0
         before = ranked.cumsum(-1) - ranked

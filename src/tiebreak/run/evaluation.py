@@ -224,7 +224,7 @@ def _win_rates(job: Job, section: WinRateSection, answers: Answers, truth: Truth
         side = {a.id: section.of for _, a, _ in pairs} | {b.id: against for _, _, b in pairs}
         lengths = {r.id: len(r.text.split()) for _, a, b in pairs for r in (a, b)}
         measured = win_rate(judgments, side, of=section.of, against=against, lengths=lengths)
-        row = _rate_row(measured, sorted({j.by for j in judgments if j.by != IDENTICAL}))
+        row = _rate_row(measured, sorted({j.by for j in judgments if j.by not in (IDENTICAL, EMPTY)}))
         if truth:
             gaps = [truth(p, a.text) - truth(p, b.text) for p, a, b in pairs]
             words = [lengths[a.id] for _, a, _ in pairs], [lengths[b.id] for _, _, b in pairs]
@@ -237,13 +237,14 @@ def _win_rates(job: Job, section: WinRateSection, answers: Answers, truth: Truth
     return Slice({"win_rates": found}, spent)
 
 
-IDENTICAL = "rule:identical"
+IDENTICAL, EMPTY = "rule:identical", "rule:empty"
+"""Who settles what nobody needs to be asked about."""
 
 
 def _judged(
     job: Job, spec: Judge, pairs: Sequence[tuple[Prompt, Response, Response]]
 ) -> tuple[list[Judgment], float | None]:
-    """Judge the pairs; two equal answers are a tie that nobody needs to be asked about."""
+    """Judge the pairs; two equal answers are a tie and no answer loses to one, without asking anybody."""
     done = judge_pairs(
         job.ledger,
         make_judge(spec, job.recipe.seed),
@@ -254,14 +255,20 @@ def _judged(
         seed=job.recipe.seed,
         progress=job.progress,
     )
-    same = [
-        Judgment(prompt_id=p.id, slots=slots, verdict="tie", by=IDENTICAL)
-        for p, a, b in pairs
-        if a.text.strip() == b.text.strip()
-        for slots in ((a.id, b.id), (b.id, a.id))
+    settled = [
+        judgment for p, a, b in pairs for first, second in ((a, b), (b, a)) for judgment in _free(p, first, second)
     ]
-    job.ledger.add_judgments(same)
-    return job.ledger.judgments(done.judgment_ids) + same, done.price
+    job.ledger.add_judgments(settled)
+    return job.ledger.judgments(done.judgment_ids) + settled, done.price
+
+
+def _free(prompt: Prompt, first: Response, second: Response) -> list[Judgment]:
+    texts, slots = (first.text.strip(), second.text.strip()), (first.id, second.id)
+    if texts[0] == texts[1]:
+        return [Judgment(prompt_id=prompt.id, slots=slots, verdict="tie", by=IDENTICAL)]
+    if all(texts):
+        return []
+    return [Judgment(prompt_id=prompt.id, slots=slots, verdict="slot", winner=0 if texts[0] else 1, by=EMPTY)]
 
 
 def _rate_row(measured: WinRate, judges: Sequence[str]) -> dict[str, Any]:

@@ -226,6 +226,8 @@ def translated(name: str) -> Iterator[None]:
         said = (str(error.orig).strip() or type(error.orig).__name__).splitlines()[0]
         if "disk is full" in said or "No space left" in said:
             cure = "free some space and run again, nothing that was saved is lost"
+        elif "disk I/O error" in said:
+            cure = "free some space and run again, for a full disk says this too, or see whether the disk is sound"
         elif "locked" in said:
             cure = "another process is writing; wait for it or stop it, then run again"
         else:
