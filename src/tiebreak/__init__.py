@@ -1,8 +1,8 @@
 """Preference learning end to end: from the first vote to a win rate that can be defended.
 
 Everything the command line does is a function here: ``recipe = tiebreak.load_recipe("recipe.yaml")`` and
-``tiebreak.run(recipe)``, or the rooms one by one. Names load what they need when they are first used, so importing the
-package is light.
+``tiebreak.run_recipe(recipe)``, or the rooms one by one. Names load what they need when they are first used, so
+importing the package is light. No name here is also a room's, which Python would put in its place.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ _PUBLIC = {
     "Pair": "tiebreak.records",
     "Prompt": "tiebreak.records",
     "Response": "tiebreak.records",
-    "audit": "tiebreak.audit.run:audit",
+    "audit_judgments": "tiebreak.audit.run:audit",
     "build_recipe": "tiebreak.recipe",
-    "curate": "tiebreak.curate.table:curate",
-    "draw": "tiebreak.sample.draw:draw",
+    "curate_judgments": "tiebreak.curate.table:curate",
+    "draw_responses": "tiebreak.sample.draw:draw",
     "export_pairs": "tiebreak.data.trl",
-    "fit": "tiebreak.train.offline",
+    "fit_model": "tiebreak.train.offline:fit",
     "import_records": "tiebreak.data.importing",
     "judge_pairs": "tiebreak.judge.run",
     "load_recipe": "tiebreak.recipe",
-    "plan": "tiebreak.run",
-    "run": "tiebreak.run.run:run",
-    "score": "tiebreak.rewards.model",
+    "make_judge": "tiebreak.judge.table",
+    "run_recipe": "tiebreak.run.run:run",
+    "score_responses": "tiebreak.rewards.model:score",
     "split_prompts": "tiebreak.data.split",
     "win_rate": "tiebreak.evaluate.winrate",
 }

@@ -90,7 +90,7 @@ def _verb(section: str) -> Callable[..., None]:
 
         path, settings = _recipe_and_settings(words or [])
         settings = [s if s.partition("=")[0].split(".")[0] in TOP else f"{section}.{s}" for s in settings]
-        raw = read_yaml(path) if path else _changed(_remembered(settings), settings)
+        raw = read_yaml(path) if path else _remembered(settings)
         if section not in raw and not any(s.startswith((f"{section}.", f"{section}=")) for s in settings):
             raw = {**raw, section: {}}
         recipe = build_recipe(raw, settings, where=path or "")
@@ -171,19 +171,6 @@ def _remembered(settings: list[str]) -> dict[str, Any]:
     project = build_recipe({}, own, where="")
     found: dict[str, Any] = read_json(project.folder / "recipe.json") or {"project": project.project}
     return found
-
-
-def _changed(raw: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """Leave out what was remembered of a section whose format, judge or method is now another: its knobs do not fit."""
-    for setting in settings:
-        name, _, value = setting.partition("=")
-        *places, key = name.split(".")
-        section: Any = raw
-        for place in places:
-            section = section.get(place) if isinstance(section, dict) else None
-        if key in ("format", "by", "method") and isinstance(section, dict) and section.get(key) not in (None, value):
-            section.clear()
-    return raw
 
 
 def _carry_out(recipe: Any, only: list[str], as_json: bool) -> None:

@@ -138,8 +138,7 @@ def test_ctrl_c_says_one_line_and_keeps_what_was_done() -> None:
     assert said.out == ""
     assert said.last == "tiebreak: stopped; run the same command to go on from here."
     assert "Traceback" not in said.err
-    Path("mine.py").write_text(SLOW_RULE.replace("0.05", "0.00"))
-    assert count("runs/votes", "judgments") > 400
+    assert 400 < count("runs/votes", "judgments") < 400 + 800
 
 
 OWN = """

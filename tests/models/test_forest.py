@@ -146,8 +146,7 @@ def test_a_models_own_attention_comes_back_even_after_an_error() -> None:
     model = causal("gpt2").model
     before = model.config._attn_implementation
     with pytest.raises(ZeroDivisionError), forest_mode(model):
-        assert model.config._attn_implementation != before
-        raise ZeroDivisionError
+        token_logps(model, plant(trees())).sum() / (1 // 0)
     assert model.config._attn_implementation == before
     out = generate(model, [(5, 6, 7)], ["a"], temperature=0, max_new_tokens=3, eos=0, pad=1)
     assert len(out[0][0].ids) <= 3

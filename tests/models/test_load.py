@@ -107,9 +107,9 @@ def test_a_classifier_of_two_classes_is_no_reward_model(folder: Path) -> None:
 
 
 def test_what_is_wrong_with_a_folder_is_said_in_a_sentence(folder: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match="no config"):
         load_causal(tmp_path)
-    with pytest.raises(InputError, match="no config.json"):
+    with pytest.raises(InputError, match="no config"):
         load_causal("./nowhere")
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
@@ -132,7 +132,7 @@ def test_dropout_is_off_whatever_the_configuration_says(kind: str, tmp_path: Pat
 
 def test_a_key_a_model_does_not_have_is_refused_with_the_nearest_one() -> None:
     """transformers would ignore it and build a model of 7 billion parameters."""
-    with pytest.raises(InputError, match="'hiden_size'.*'hidden_size'"):
+    with pytest.raises(InputError, match=r"'hiden_size'.*'hidden_size'"):
         build_causal({"model_type": "llama", "hiden_size": 32}, tokenizer(), seed=0)
     with pytest.raises(InputError, match=r"'lama'.*Did you mean"):
         build_causal({"model_type": "lama"}, tokenizer(), seed=0)
@@ -162,7 +162,7 @@ def test_a_reward_head_sits_on_a_copy_of_the_body(kind: str) -> None:
     first, again = (to_reward(loaded.model, loaded.tokenizer, seed=3) for _ in range(2))
     assert first.config.num_labels == 1
     assert torch.equal(first.score.weight, again.score.weight)
-    assert 0.5 < float(first.score.weight.std()) * 33**0.5 < 1.5
+    assert 0.5 < float(first.score.weight.detach().std()) * 33**0.5 < 1.5
     body = getattr(loaded.model, loaded.model.base_model_prefix).state_dict()
     copied = getattr(first, first.base_model_prefix).state_dict()
     assert all(torch.equal(body[name], copied[name]) for name in body)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import torch
 from transformers import PreTrainedTokenizerFast
 
 from tiebreak.models.forest import Tree
 from tiebreak.models.load import Loaded, build_causal, train_tokenizer
+
+torch.set_num_threads(1)  # models this small only wait for a second thread
 
 TEXTS = [
     "SUBREDDIT: r/pets\n\nTITLE: My cat\n\nPOST: The cat left home and came back.\n\nTL;DR: The cat came back.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,23 @@ def test_an_override_leaves_what_it_was_given_as_it_was() -> None:
 def test_the_order_of_a_file_is_kept() -> None:
     raw = {"train": {"z": {"method": "sft", "model": "m"}, "a": {"method": "sft", "model": "m"}}}
     assert list(override(raw, ["seed=1"])["train"]) == ["z", "a"]
+
+
+def test_another_judge_takes_the_knobs_of_the_one_before_along() -> None:
+    raw = {"judge": {"by": "rule", "rule": "overlap", "sharpness": 10, "orders": "given"}}
+    made = override(raw, ["judge.model=m", "judge.by=pairwise", "judge.seed=1"])
+    assert made == {"judge": {"by": "pairwise", "orders": "given", "model": "m", "seed": 1}}
+    assert override(raw, ["judge.by=rule"]) == raw
+    assert override({"import": {"format": "preferences", "by": "a", "n": 1}}, ["import.by=b"])["import"]["n"] == 1
+
+
+def test_the_command_at_the_head_of_the_tldr_recipe_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_URL", "http://127.0.0.1:9/v1")
+    path = next(path for path in SHIPPED if path.name == "tldr.yaml")
+    given = re.findall(r"([\w.]+=\S+)", path.read_text().partition("project:")[0].replace("'", ""))
+    recipe = load_recipe(path, given)
+    assert recipe.judge is not None
+    assert (recipe.judge.by, recipe.judge.knobs["rubric"]) == ("pairwise", "tldr")
 
 
 @pytest.mark.parametrize("word", ["1e-4", "1E-4", "1.0e-4", "0.0001", ".1e-3"])

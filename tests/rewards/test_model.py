@@ -9,9 +9,10 @@ import pytest
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-from tests.models.tiny import RUNS, causal, ids
+from tests.models.tiny import causal, ids
 from tiebreak.models.encode import encode_tree
 from tiebreak.models.forest import Tree
+from tiebreak.models.heads import centre
 from tiebreak.models.load import Loaded, load_reward, save_model, to_reward
 from tiebreak.records import InputError, Prompt, Response
 from tiebreak.rewards.model import centre_on, score
@@ -85,16 +86,16 @@ def flat(some: list[Tree]) -> list[tuple[int, ...]]:
     return [tree.trunk + branch for tree in some for branch in tree.branches]
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "opt", "gemma3_text"])
 def test_a_centred_folder_read_plainly_gives_reference_answers_a_mean_of_0(kind: str, tmp_path: Path) -> None:
-    loaded, references, pairs = reward_model(kind), trees(40, 1, 1), trees(120, 2, 2)
+    loaded, references, pairs = reward_model(kind), trees(20, 1, 1), trees(30, 2, 2)
     save_model(loaded.model, loaded.tokenizer, tmp_path / "before")
     done = centre_on(loaded, references, pairs)
     save_model(loaded.model, loaded.tokenizer, tmp_path / "after")
     was, now = (plainly(tmp_path / name, flat(references)) for name in ("before", "after"))
-    assert abs(sum(now) / 40) < 2e-6
-    assert done.before == pytest.approx(sum(was) / 40, abs=1e-5)
-    assert done.after == pytest.approx(sum(now) / 40, abs=2e-6)
+    assert abs(sum(now) / 20) < 2e-6
+    assert done.before == pytest.approx(sum(was) / 20, abs=1e-5)
+    assert done.after == pytest.approx(sum(now) / 20, abs=2e-6)
     gaps = [
         torch.tensor(plainly(tmp_path / name, flat(pairs))).view(-1, 2).diff(dim=1)[:, 0]
         for name in ("before", "after")
@@ -102,7 +103,7 @@ def test_a_centred_folder_read_plainly_gives_reference_answers_a_mean_of_0(kind:
     moved = (gaps[1] - gaps[0]).abs()
     assert float(moved.max()) <= done.moved + 5e-6
     assert done.spread == pytest.approx(float(gaps[0].square().mean().sqrt()), rel=1e-3)
-    assert done.exact == (kind in ("gpt2", "gpt_neox", "opt", "phi"))
+    assert done.exact == (kind in ("gpt2", "opt"))
     if done.exact:
         assert done.moved == 0.0
     else:
@@ -110,40 +111,19 @@ def test_a_centred_folder_read_plainly_gives_reference_answers_a_mean_of_0(kind:
 
 
 def test_no_other_move_of_the_head_disturbs_differences_less() -> None:
-    loaded, references, pairs = reward_model("llama"), trees(40, 1, 1), trees(400, 2, 2)
+    loaded = reward_model("llama")
     before = loaded.model.score.weight.detach().clone()
-    done = centre_on(loaded, references, pairs)
-    best = loaded.model.score.weight.detach() - before
-    rng = torch.Generator().manual_seed(0)
-    for _ in range(10):
-        other = reward_model("llama")
-        nudge = torch.randn(best.shape, generator=rng) * best.abs().mean() * 0.3
-        with torch.no_grad():
-            other.model.score.weight += best + nudge
-        again = centre_on(other, references, pairs)
-        with torch.no_grad():
-            total = other.model.score.weight - before
-        assert again.after == pytest.approx(0.0, abs=1e-6)
-        assert _disturbance(other, before, total, pairs) >= done.typical - 1e-6
-
-
-def _disturbance(loaded: Loaded, before: torch.Tensor, move: torch.Tensor, pairs: list[Tree]) -> float:
-    values = []
-    for weight in (before, before + move):
-        with torch.no_grad():
-            loaded.model.score.weight.copy_(weight)
-        prompt_rows = _scores(loaded, pairs)
-        values.append(prompt_rows[:, 0] - prompt_rows[:, 1])
-    return float((values[1] - values[0]).square().mean().sqrt())
-
-
-def _scores(loaded: Loaded, some: list[Tree]) -> torch.Tensor:
-    from tiebreak.models.attention import forest_mode
-    from tiebreak.models.forest import plant
-    from tiebreak.models.heads import scores
-
-    with torch.no_grad(), forest_mode(loaded.model):
-        return scores(loaded.model, plant(some)).view(-1, 2)
+    draw = torch.Generator().manual_seed(0)
+    references, gaps = torch.randn(50, 32, generator=draw) + 1, torch.randn(400, 32, generator=draw)
+    done = centre(loaded.model, references, gaps)
+    least = loaded.model.score.weight.detach() - before
+    assert done.typical == pytest.approx(float((gaps @ least[0]).square().mean().sqrt()), rel=1e-4)
+    mean = references.mean(0)
+    for _ in range(20):
+        other = least[0] + 0.1 * torch.randn(32, generator=draw)
+        other -= mean * (mean @ (before[0] + other)) / mean.square().sum()  # centres too
+        assert float(mean @ (before[0] + other)) == pytest.approx(0.0, abs=1e-5)
+        assert float((gaps @ other).square().mean().sqrt()) > done.typical
 
 
 def test_with_few_pairs_the_centring_still_holds(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -82,7 +83,7 @@ def test_every_funnel_adds_up(ran: Ran, pairs: list[Pair]) -> None:
     funnel = read(ran.folder / "curate/funnel.json")
     for line in funnel:
         assert line["rows_in"] == line["rows_out"] + sum(line["dropped"].values())
-    assert all(before["rows_out"] == after["rows_in"] for before, after in zip(funnel, funnel[1:], strict=False))
+    assert all(before["rows_out"] == after["rows_in"] for before, after in itertools.pairwise(funnel))
     assert funnel[-1]["rows_out"] == len(pairs) == curated["counts"]["pairs"]
     for name in ("train.reward", "train.policy"):
         trained = manifest(ran, name)

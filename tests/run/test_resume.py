@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.run.made import Shell, count, ledger_is_sound, read, results, start, strict, tiny, write
 
 SLOW = """
@@ -43,6 +45,7 @@ def kill_when(happened: Callable[[], bool], *words: str) -> None:
     process.communicate()
 
 
+@pytest.mark.slow
 def test_killed_in_every_stage_and_run_again(tiebreak: Shell) -> None:
     Path("slow_rule.py").write_text(SLOW)
     path = write("r.yaml", recipe())

@@ -5,7 +5,7 @@ A row's target is ``make(**knobs) -> Judge``; nothing is loaded until a row is u
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from tiebreak.records import Judgment, Prompt, Response
 from tiebreak.registry import Row, Table
@@ -88,3 +88,10 @@ JUDGES = Table(
         ),
     ],
 )
+
+
+def make_judge(by: str, **knobs: Any) -> Judge:
+    """Return the judge that ``by`` names (a row, or your own ``module:function``), its defaults overridden by ``knobs``."""
+    row = JUDGES[by]
+    judge: Judge = row.load()(**row.settle(knobs, where="judge"))
+    return judge

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 from tiebreak.audit.table import CHECKS
 from tiebreak.curate.table import settle
@@ -25,11 +25,17 @@ from tiebreak.judge.table import JUDGES
 from tiebreak.recipe.mistakes import first_mistake
 from tiebreak.recipe.sections import Import, Judge, Recipe, Stage
 from tiebreak.records import InputError
-from tiebreak.registry import Row, nearest
+from tiebreak.registry import Row, Table, nearest
 from tiebreak.train.objectives.presets import OBJECTIVES, PACES
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
+_NAMES_A_ROW = re.compile(r"import\.format|(evaluate\.win_rate\.)?judge\.by|train\.[^.]+\.method")
+_ROWS: dict[str, tuple[Table, type[BaseModel]]] = {
+    "format": (FORMATS, Import),
+    "by": (JUDGES, Judge),
+    "method": (OBJECTIVES, Stage),
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -94,9 +100,12 @@ def build_recipe(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, where
 
 
 def override(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
-    """Return a copy of ``raw`` with each ``a.b.c=value`` set; values are YAML."""
+    """Return a copy of ``raw`` with each ``a.b.c=value`` set; values are YAML.
+
+    Another format, judge or method is set first, and what ``raw`` says of the knobs of the one before goes with it.
+    """
     merged: dict[str, Any] = copy.deepcopy(dict(raw))
-    for text in overrides:
+    for text in sorted(overrides, key=lambda text: _NAMES_A_ROW.fullmatch(text.partition("=")[0]) is None):
         name, found, value = text.partition("=")
         if not found or not all(name.split(".")):
             raise InputError(
@@ -115,8 +124,18 @@ def override(raw: Mapping[str, Any], overrides: Sequence[str]) -> dict[str, Any]
             if not isinstance(below, dict):
                 raise InputError(f"{name} cannot be set: {key} is {below!r}, not a section.")
             place = below
+        if _NAMES_A_ROW.fullmatch(name) and place.get(keys[-1], parsed) != parsed:
+            _forget_knobs(place, keys[-1], str(parsed))
         place[keys[-1]] = parsed
     return merged
+
+
+def _forget_knobs(place: dict[str, Any], key: str, named: str) -> None:
+    """Take out of a section what neither it nor the row it will name has."""
+    table, section = _ROWS[key]
+    known = {*section.model_fields, *((table[named].knobs or ()) if named in table else ())}
+    for name in [name for name in place if name not in known]:
+        del place[name]
 
 
 def _numbers(value: Any) -> Any:

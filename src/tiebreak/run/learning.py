@@ -14,6 +14,7 @@ from tiebreak.rewards.model import centre_on
 from tiebreak.run.folder import read_pairs, write_json
 from tiebreak.run.job import Job, Made
 from tiebreak.run.plan import rows_of
+from tiebreak.train import checkpoint
 from tiebreak.train.objectives.presets import OBJECTIVES
 from tiebreak.train.offline import Example, Pace, fit
 
@@ -46,6 +47,7 @@ def train(job: Job) -> Made:
     if knobs["score"] == "head":
         notes.append(_centre(job, stage, loaded, [example.tree for example in taught]))
     save_model(loaded.model, loaded.tokenizer, job.home / "model")
+    checkpoint.discard(job.home / "checkpoint")
     size = sum(parameter.numel() for parameter in loaded.model.parameters())
     counts |= {"steps": done.steps, "tokens": done.tokens, "parameters": size}
     return Made(counts, rows.dropped, notes, {"model": str(job.home / "model"), "last": done.last})

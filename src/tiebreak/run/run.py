@@ -82,7 +82,8 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
     chosen = [stage for stage in stages if not only or stage.section in only or stage.name in only]
     needed = _needed(stages, chosen)
     _at_the_door(recipe, {stage.section for stage in chosen})
-    write_json(folder / "recipe.json", remembered(recipe))
+    if not only:
+        write_json(folder / "recipe.json", remembered(recipe))
     manifests: dict[str, dict[str, Any]] = {}
     skipped: list[str] = []
     stale: list[str] = []
@@ -102,6 +103,7 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
                 show.end(stage.name, manifest, True)
                 continue
             manifests[stage.name] = _carry_out(stage, key, recipe, ledger, home, manifests, show)
+    write_json(folder / "recipe.json", remembered(recipe))
     summary = summarise(folder, manifests)
     write_json(folder / "summary.json", summary)
     return Ran(folder, manifests, tuple(skipped), tuple(stale), summary)
