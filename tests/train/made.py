@@ -1,4 +1,4 @@
-"""A small training: rows, start models, and a way to stop it anywhere. Run as a program, it trains until it is killed."""
+"""A small training: rows and start models. Run as a program it trains slowly, to be killed."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def loss_and_gradient(seen: Seen, **knobs: Any) -> tuple[float, list[float]]:
     values = seen.scores if knobs["score"] == "head" else seen.logps
     assert values is not None
     (gradient,) = torch.autograd.grad(outcome.loss, values)
-    return float(outcome.loss), gradient.tolist()
+    return float(outcome.loss.detach()), gradient.tolist()
 
 
 REWARD = OBJECTIVES["bradley_terry"].knobs

@@ -167,8 +167,7 @@ def test_numbers_that_are_not_finite_stop_the_training_and_the_checkpoint_stays(
 
     def spoil(done: int, steps: int, shown: object) -> None:
         if done == 3 and broken == "loss":
-            with torch.no_grad():
-                model.get_input_embeddings().weight[5:].fill_(float("nan"))
+            model.get_input_embeddings().register_forward_hook(lambda m, i, out: out * float("nan"))
         if done == 3 and broken == "gradient":
             next(model.parameters()).register_hook(lambda gradient: gradient * float("inf"))
 
@@ -296,5 +295,5 @@ def test_a_disk_that_cannot_be_written_is_one_sentence(tmp_path: Path) -> None:
     (tmp_path / ".checkpoint.partial").write_text("in the way")
     model = start("sft")
     optimizer = torch.optim.AdamW(model.parameters())
-    with pytest.raises(InputError, match="checkpoint .* cannot be written"):
+    with pytest.raises(InputError, match=r"checkpoint .* cannot be written"):
         checkpoint.save(tmp_path / "checkpoint", model, optimizer, {})
