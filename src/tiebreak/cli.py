@@ -10,12 +10,15 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from typer.core import TyperCommand
 
 from tiebreak.records import InputError
+
+if TYPE_CHECKING:
+    from tiebreak.recipe import Recipe
 
 app = typer.Typer(
     name="tiebreak",
@@ -78,6 +81,8 @@ def run_command(
 
     path, settings = _recipe_and_settings(words or [])
     recipe = load_recipe(path, settings) if path else build_recipe(_remembered(settings), settings, where="")
+    if not path:
+        _must_exist(recipe)
     if dry_run:
         _show_forecast(recipe, as_json)
     else:
@@ -88,12 +93,14 @@ def _verb(section: str) -> Callable[..., None]:
     def command(words: Words = None, as_json: AsJson = False) -> None:
         from tiebreak.recipe import build_recipe, read_yaml
 
-        path, settings = _recipe_and_settings(words or [])
+        path, settings = _recipe_and_settings(_with_steps(words or []) if section == "curate" else words or [])
         settings = [s if s.partition("=")[0].split(".")[0] in TOP else f"{section}.{s}" for s in settings]
         raw = read_yaml(path) if path else _remembered(settings)
         if section not in raw and not any(s.startswith((f"{section}.", f"{section}=")) for s in settings):
             raw = {**raw, section: {}}
         recipe = build_recipe(raw, settings, where=path or "")
+        if not path:
+            _must_exist(recipe)
         _carry_out(recipe, [section], as_json)
 
     command.__doc__ = VERBS[section]
@@ -162,18 +169,45 @@ def _recipe_and_settings(words: list[str]) -> tuple[str | None, list[str]]:
     return (plain[0] if plain else None), [word for word in words if "=" in word]
 
 
+def _with_steps(words: list[str]) -> list[str]:
+    """Gather words that name curate steps (``soft_label drop=ties``) into the list the recipe would hold."""
+    from tiebreak.curate.table import STEPS
+
+    named = [word for word in words if word.partition("=")[0] in STEPS]
+    if not named:
+        return words
+    steps = [f"{{{name}: {value}}}" if found else name for name, found, value in (w.partition("=") for w in named)]
+    return [word for word in words if word not in named] + [f"curate=[{', '.join(steps)}]"]
+
+
 def _remembered(settings: list[str]) -> dict[str, Any]:
     """Return the recipe the project folder holds from earlier verbs, or an empty one."""
-    from tiebreak.recipe import build_recipe
     from tiebreak.run.folder import read_json
 
-    own = [setting for setting in settings if setting.startswith("project=")]
-    project = build_recipe({}, own, where="")
+    project = _project(settings)
     found: dict[str, Any] = read_json(project.folder / "recipe.json") or {"project": project.project}
     return found
 
 
-def _carry_out(recipe: Any, only: list[str], as_json: bool) -> None:
+def _project(settings: list[str]) -> Recipe:
+    from tiebreak.recipe import build_recipe
+
+    return build_recipe({}, [setting for setting in settings if setting.startswith("project=")], where="")
+
+
+def _must_exist(recipe: Recipe) -> None:
+    """Refuse a project that no verb has begun, with the nearest one that is there."""
+    from tiebreak.registry import nearest
+
+    if recipe.import_ is None and not (recipe.folder / "recipe.json").is_file():
+        there = [path.parent.name for path in recipe.folder.parent.glob("*/recipe.json")]
+        raise InputError(
+            f"There is no project {recipe.folder}; begin with tiebreak import ... project={recipe.project}, name one "
+            f"that is there, or give a recipe.{nearest(recipe.folder.name, there)}"
+        )
+
+
+def _carry_out(recipe: Recipe, only: list[str], as_json: bool) -> None:
     from tiebreak.run import run
     from tiebreak.run.display import display
 
@@ -223,7 +257,7 @@ def headlines(summary: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _show_forecast(recipe: Any, as_json: bool) -> None:
+def _show_forecast(recipe: Recipe, as_json: bool) -> None:
     import yaml
 
     from tiebreak.run.forecast import forecast, told

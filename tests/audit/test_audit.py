@@ -329,7 +329,8 @@ def test_a_crowd_of_annotators_is_one_voice_and_a_few_are_several() -> None:
 
     def seen(people: int) -> list[str]:
         votes = [
-            Judgment(prompt_id="p", slots=("a", "b"), verdict="slot", winner=i % 2, by=f"human:{i}") for i in range(people)
+            Judgment(prompt_id="p", slots=("a", "b"), verdict="slot", winner=i % 2, by=f"human:{i}")
+            for i in range(people)
         ]
         return [name for name, _ in view(votes).by_judge()]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -246,3 +247,20 @@ def test_the_small_model_of_the_tests_is_as_small_as_it_says(tiebreak: Shell) ->
     found = strict(tiebreak.fine("run", recipe, "--dry-run", "--json").out)
     assert found["train"]["sft"]["memory_gib"] < 0.01
     assert MODEL["hidden_size"] == 32
+
+
+def test_curate_steps_are_words_of_the_command_line(tiebreak: Shell) -> None:
+    rows = [{"prompt": f"p{i}", "chosen": f"good {i}", "rejected": f"bad {i}"} for i in range(4)]
+    Path("prefs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert tiebreak("import", "path=prefs.jsonl", "project=mine").code == 0
+    said = tiebreak("curate", "soft_label", "drop=ties", "first=3", "project=mine", "--json")
+    assert strict(said.out)["stages"]["curate"]["counts"]["pairs"] == 3
+
+
+def test_a_project_that_is_not_there_is_named_with_the_nearest(tiebreak: Shell) -> None:
+    Path("runs/mine").mkdir(parents=True)
+    Path("runs/mine/recipe.json").write_text("{}")
+    said = tiebreak("audit", "project=min")
+    assert said.code != 0
+    assert "There is no project runs/min" in said.err
+    assert "Did you mean 'mine'?" in said.err

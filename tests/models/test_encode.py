@@ -157,7 +157,7 @@ def test_context_stands_before_the_prompt_also_in_a_conversation() -> None:
     assert PLAIN.decode(list(encode_prompt(PLAIN, Prompt(text="Q", context="C"), room=50).ids)) == "C\n\nQ"
     chat = Prompt(text=(Message("system", "S"), Message("user", "Q")), context="C")
     said = PLAIN.decode(list(encode_prompt(PLAIN, chat, room=80).ids))
-    assert said == "system: C\n\nS\n\nuser: Q\n\nassistant:"
+    assert said == "system: S\n\nuser: C\n\nQ\n\nassistant:"
 
 
 def test_a_completion_is_never_cut_a_row_that_does_not_fit_is_dropped_whole() -> None:

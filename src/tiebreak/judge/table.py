@@ -91,7 +91,7 @@ JUDGES = Table(
 
 
 def make_judge(by: str, **knobs: Any) -> Judge:
-    """Return the judge that ``by`` names (a row, or your own ``module:function``), its defaults overridden by ``knobs``."""
+    """Return the judge that ``by`` names, a row or your own ``module:function``; ``knobs`` override its defaults."""
     row = JUDGES[by]
     judge: Judge = row.load()(**row.settle(knobs, where="judge"))
     return judge

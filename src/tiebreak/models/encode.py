@@ -86,7 +86,7 @@ def encode_tree(
 def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, room: int, cut: Cut) -> Encoded:
     """Render the turns that fit; the last turn loses lines only when it is alone (with the system turn) too long.
 
-    The prompt's context, where there is one, opens the system turn.
+    The prompt's context, where there is one, opens the last user turn, as in an exported row.
     """
     if not tokenizer.chat_template:
         raise InputError(
@@ -94,8 +94,8 @@ def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, room: i
         )
     turns = [turn for turn in prompt.text if isinstance(turn, Message)]
     if prompt.context:
-        told = [prompt.context, *(turn.content for turn in turns[:1] if turn.role == "system")]
-        turns = [Message("system", "\n\n".join(told)), *turns[len(told) - 1 :]]
+        asked = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=0)
+        turns[asked] = turns[asked]._replace(content=f"{prompt.context}\n\n{turns[asked].content}")
 
     def render(last: str | None = None) -> list[int]:
         shown = [{"role": turn.role, "content": turn.content} for turn in turns]

@@ -27,7 +27,7 @@ from tiebreak.train.objectives.switches import Outcome, check, objective
 from tiebreak.train.rows import Example, check_rows, look, look_through, mark_of, see
 from tiebreak.train.track import Track
 
-__all__ = ["Example", "Pace", "Trained", "fit"]
+__all__ = ["Example", "Pace", "Trained", "fit", "settle"]
 
 LN2 = math.log(2.0)
 DECAYS: Mapping[str, Callable[[float], float]] = {
@@ -182,7 +182,7 @@ def fit(
         InputError: rows that cannot be trained on, an unknown switch, a checkpoint of another run, a first DPO loss
             that is not ln 2 (the reference is not the policy's start), or a loss or gradient that is not finite.
     """
-    task = _Task(model, loss, _settle(loss, knobs), pace, examples, held_out, seed)
+    task = _Task(model, loss, settle(loss, knobs), pace, examples, held_out, seed)
     check_rows(examples, model, pairs=task.pairs)
     if held_out:
         check_rows(held_out, model, pairs=task.pairs)
@@ -225,7 +225,7 @@ def _learn(task: _Task, folder: Path, every: _Every, progress: Progress) -> dict
     return state
 
 
-def _settle(loss: Loss, knobs: Mapping[str, Any]) -> dict[str, Any]:
+def settle(loss: Loss, knobs: Mapping[str, Any]) -> dict[str, Any]:
     """Return all knobs of ``loss``; a user's own function brings its defaults and says what it reads by ``score``."""
     named = {name: p for name, p in inspect.signature(loss).parameters.items() if p.kind is p.KEYWORD_ONLY}
     for name in knobs:
