@@ -14,6 +14,10 @@ from tiebreak.store import Ledger
 
 ROOT = Path(__file__).resolve().parents[1]
 
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # models here are tiny, and on a busy machine two threads wait for each other
+
 
 @pytest.fixture
 def repository() -> Path:

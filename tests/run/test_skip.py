@@ -166,3 +166,16 @@ def test_a_second_loop_in_another_folder_is_equal_to_the_byte(recipe: str, tiebr
     for name in names:
         assert (Path("runs/tiny") / name).read_bytes() == (Path("runs/again") / name).read_bytes(), name
     assert results("runs/tiny") == results("runs/again")
+
+
+def test_threads_are_set_for_models_alone_and_given_back() -> None:
+    import torch
+
+    from tiebreak.run.run import _threads
+
+    before = torch.get_num_threads()
+    with _threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    with _threads(None):
+        assert torch.get_num_threads() == before

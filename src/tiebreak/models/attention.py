@@ -96,15 +96,15 @@ def forest_attention(
         laid: Tensor = _Regroup.apply(rows.contiguous(), forest.gather, forest.scatter)
         return laid.view(trees, longest, *rows.shape[1:]).transpose(1, 2)
 
-    mask = forest.mask
+    bias = forest.bias
     if sliding_window is not None and sliding_window < longest:
         place = forest.positions[0][forest.gather].view(trees, 1, longest)
-        mask = mask & (place[..., :, None] - place[..., None, :] < sliding_window)
+        bias = bias.masked_fill(place[..., :, None] - place[..., None, :] >= sliding_window, float("-inf"))
     out = scaled_dot_product_attention(
         lay(query),
         lay(key),
         lay(value),
-        attn_mask=mask,
+        attn_mask=bias.to(query.dtype),
         scale=scaling,
         enable_gqa=key.shape[1] != query.shape[1],
     )

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import torch
@@ -43,6 +44,11 @@ class Forest:
     gather: Tensor
     scatter: Tensor
     mask: Tensor
+
+    @cached_property
+    def bias(self) -> Tensor:
+        """``mask`` as numbers to add to attention scores, made once for all layers (attention itself makes it anew)."""
+        return torch.zeros(self.mask.shape, device=self.mask.device).masked_fill_(~self.mask, float("-inf"))
 
     def to(self, device: torch.device | str) -> Forest:
         """Return the same batch on ``device``."""

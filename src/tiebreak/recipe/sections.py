@@ -169,6 +169,9 @@ class Recipe(Section):
 
     project: str = Field("tiebreak", min_length=1, description="name of the folder under runs/, or a path with a slash")
     seed: int = Field(0, description="of every draw")
+    threads: int | None = Field(
+        None, ge=1, description="processor threads of the models; torch's own choice when missing"
+    )
     ledger: str | None = Field(None, description="path or URL; the project's own SQLite file when missing")
     import_: Import | None = Field(None, alias="import")
     sample: Sample | None = None

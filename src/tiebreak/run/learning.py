@@ -7,7 +7,16 @@ from typing import Any
 
 from tiebreak.models.encode import encode_tree
 from tiebreak.models.forest import Tree
-from tiebreak.models.load import Loaded, build_causal, load_causal, load_reward, save_model, to_reward, train_tokenizer
+from tiebreak.models.load import (
+    Loaded,
+    build_causal,
+    has_reward_head,
+    load_causal,
+    load_reward,
+    save_model,
+    to_reward,
+    train_tokenizer,
+)
 from tiebreak.recipe import Stage, pace_of, row_knobs
 from tiebreak.records import InputError, Pair, Prompt, Response, content_id, to_dict
 from tiebreak.rewards.model import centre_on
@@ -16,7 +25,7 @@ from tiebreak.run.job import Job, Made
 from tiebreak.run.plan import rows_of
 from tiebreak.train import checkpoint
 from tiebreak.train.objectives.presets import OBJECTIVES
-from tiebreak.train.offline import Example, Pace, fit
+from tiebreak.train.offline import Example, Pace, fit, settle
 
 REFERENCES = 512
 """Reference answers that centre a reward model: enough for a mean, few enough to cost nothing."""
@@ -25,8 +34,9 @@ REFERENCES = 512
 def train(job: Job) -> Made:
     """Train one model of the train section."""
     stage = job.recipe.train[job.name.partition(".")[2]]
-    knobs = row_knobs(OBJECTIVES[stage.method], stage.knobs, job.name)
-    rows = _Rows(job, stage)
+    loss = OBJECTIVES[stage.method].load()
+    knobs = settle(loss, row_knobs(OBJECTIVES[stage.method], stage.knobs, job.name))
+    rows = _Rows(job, stage, knobs.get("target", ""))
     loaded = _start(job, stage, head=knobs["score"] == "head", texts=rows.texts)
     taught, held_out, counts = rows.encode(loaded)
     pace = Pace(**pace_of(stage))
@@ -41,6 +51,7 @@ def train(job: Job) -> Made:
         evaluate_every=stage.evaluate_every,
         checkpoint_every=stage.checkpoint_every,
         log_every=stage.log_every,
+        loss=loss,
         progress=job.progress,
     )
     notes = list(rows.notes)
@@ -56,15 +67,18 @@ def train(job: Job) -> Made:
 class _Rows:
     """The rows of one stage as records, split into those to learn from and those held out, and why others went."""
 
-    def __init__(self, job: Job, stage: Stage) -> None:
+    def __init__(self, job: Job, stage: Stage, target: str) -> None:
         self.stage = stage
+        self.target = target
         self.dropped: dict[str, int] = {}
         self.notes: list[str] = []
         kind = rows_of(stage)
         if kind in ("pairs", "chosen"):
             self.rows, self.held = self._pairs(job)
             if kind == "chosen":
-                self.rows, self.held = ([(p, answers[:1], 1.0) for p, answers, _ in r] for r in (self.rows, self.held))
+                self.rows, self.held = (
+                    [(p, answers[:1], 1.0, w) for p, answers, _, w in r] for r in (self.rows, self.held)
+                )
         else:
             self.rows, self.held = self._written(job, kind), []
         self.rows = self.rows[: stage.limit]
@@ -72,32 +86,31 @@ class _Rows:
     @property
     def texts(self) -> list[str]:
         """All texts to learn from, for a tokenizer that has to be trained."""
-        return [text for prompt, answers, _ in self.rows for text in (prompt.plain, *(a.text for a in answers))]
+        return [text for prompt, answers, *_ in self.rows for text in (prompt.plain, *(a.text for a in answers))]
 
-    def _written(self, job: Job, kind: str) -> list[tuple[Prompt, list[Response], float]]:
+    def _written(self, job: Job, kind: str) -> list[tuple[Prompt, list[Response], float, float]]:
         prompts = job.prompts("train")
         if kind == "references":
             known = [p for p in prompts if p.reference]
             if len(known) < len(prompts):
                 self.dropped["no reference answer"] = len(prompts) - len(known)
-            return [(p, [Response(prompt_id=p.id, text=p.reference or "")], 1.0) for p in known]
+            return [(p, [Response(prompt_id=p.id, text=p.reference or "")], 1.0, 1.0) for p in known]
         by_id = {prompt.id: prompt for prompt in prompts}
         written = job.ledger.responses(job.set_of("import", "responses"))
-        return [(by_id[r.prompt_id], [r], 1.0) for r in written if r.prompt_id in by_id]
+        return [(by_id[r.prompt_id], [r], 1.0, 1.0) for r in written if r.prompt_id in by_id]
 
     def _pairs(self, job: Job) -> tuple[list[Any], list[Any]]:
         pairs = read_pairs(job.project / "curate" / "pairs.jsonl")
         prompts = {p.id: p for p in job.ledger.prompts(sorted({pair.prompt_id for pair in pairs}))}
         ids = sorted({side for pair in pairs for side in (pair.chosen_id, pair.rejected_id)})
         texts = {response.id: response for response in job.ledger.responses(ids)}
-        knobs = row_knobs(OBJECTIVES[self.stage.method], self.stage.knobs, job.name)
-        usable = [pair for pair in pairs if pair.p > 0.5 or knobs["target"] != "hard"]
+        usable = [pair for pair in pairs if pair.p > 0.5 or self.target != "hard"]
         if len(usable) < len(pairs):
             self.dropped["ties, which a hard target cannot use"] = len(pairs) - len(usable)
         taught, held = held_out(usable, prompts, self._tested(job), self.stage.held_out, job.recipe.seed)
 
         def rows(some: Sequence[Pair]) -> list[Any]:
-            return [(prompts[p.prompt_id], [texts[p.chosen_id], texts[p.rejected_id]], p.p) for p in some]
+            return [(prompts[p.prompt_id], [texts[p.chosen_id], texts[p.rejected_id]], p.p, p.weight) for p in some]
 
         write_json(job.home / "held_out.json", [to_dict(pair) for pair in held])
         return rows(taught), rows(held)
@@ -113,7 +126,7 @@ class _Rows:
         out: list[list[Example]] = []
         for rows in (self.rows, self.held):
             examples = []
-            for prompt, answers, p in rows:
+            for prompt, answers, p, weight in rows:
                 tree, was_cut = encode_tree(
                     loaded.tokenizer, prompt, answers, window=self.stage.window, cut=self.stage.cut
                 )
@@ -125,7 +138,7 @@ class _Rows:
                     reason = "equal completions"
                     self.dropped[reason] = self.dropped.get(reason, 0) + 1
                 else:
-                    examples.append(Example(self._whole(tree) if self.stage.loss_on == "all" else tree, p))
+                    examples.append(Example(self._whole(tree) if self.stage.loss_on == "all" else tree, p, weight))
             out.append(examples)
         counts: dict[str, int | float] = {"rows": len(out[0]), "held out": len(out[1]), "prompts cut": cut}
         return out[0], out[1], counts
@@ -159,11 +172,10 @@ def _start(job: Job, stage: Stage, *, head: bool, texts: Sequence[str]) -> Loade
         tokenizer = train_tokenizer(texts, vocabulary=stage.vocabulary)
         loaded = build_causal(stage.model, tokenizer, seed=job.recipe.seed)
     else:
-        name, where = job.model(stage.model)
-        from_reward = name in job.recipe.train and job.recipe.train[name].method == "bradley_terry"
-        loaded = load_reward(where) if from_reward else load_causal(where)
-        if from_reward:
-            return loaded
+        _, where = job.model(stage.model)
+        if head and has_reward_head(where):
+            return load_reward(where)
+        loaded = load_causal(where)
     return Loaded(to_reward(loaded.model, loaded.tokenizer, seed=job.recipe.seed), loaded.tokenizer) if head else loaded
 
 
@@ -186,7 +198,9 @@ def _centre(job: Job, stage: Stage, loaded: Loaded, pairs: Sequence[Tree]) -> st
     if not trees:
         return "not centred: the prompts have no reference answers"
     done = centre_on(loaded, trees, pairs)
-    return (
-        f"centred on {len(trees)} reference answers: mean {done.before:.4f} before, {done.after:.1e} after; "
-        f"differences of training pairs moved by at most {done.moved:.1e}"
+    moved = (
+        "differences of pairs unchanged"
+        if done.exact
+        else f"differences of training pairs, {done.spread:.2g} wide, moved by at most {done.moved:.1e}"
     )
+    return f"centred on {len(trees)} reference answers: mean {done.before:.4f} before, {done.after:.1e} after; {moved}"

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -168,7 +170,7 @@ def stage_key(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[st
             raise InputError(f"{stage.name} needs {need}, which has not been run in {recipe.folder}; run that first.")
         inputs[need] = manifests[need]["key"]
     ledger = recipe.ledger and without_password(recipe.ledger)
-    shared = [recipe.seed, ledger, versions().get("tiebreak")]
+    shared = [recipe.seed, ledger, versions().get("tiebreak"), recipe.threads if stage.section in COMPUTES else None]
     return content_id("stage", stage.name, lasting(stage.knobs), inputs, marks(stage), shared)
 
 
@@ -184,7 +186,8 @@ def _carry_out(
     progress = show.begin(stage.name)
     started, clock = datetime.now(UTC), time.monotonic()
     home.begin(key)
-    made = _stage(stage)(Job(stage.name, key, recipe, ledger, home.path, dict(manifests), progress))
+    with _threads(recipe.threads if stage.section in COMPUTES else None):
+        made = _stage(stage)(Job(stage.name, key, recipe, ledger, home.path, dict(manifests), progress))
     manifest = {
         "stage": stage.name,
         "key": key,
@@ -205,6 +208,26 @@ def _carry_out(
     ledger.add_run(content_id("run", key, manifest["started_at"]), stage.name, manifest)
     show.end(stage.name, manifest, False)
     return manifest
+
+
+COMPUTES = ("train", "sample", "evaluate")
+"""Sections that run models: their results depend on the number of threads in the last bits."""
+
+
+@contextmanager
+def _threads(count: int | None) -> Iterator[None]:
+    """Let models use ``count`` processor threads inside; a small one on a busy machine is fastest on one."""
+    if count is None or find_spec("torch") is None:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _stage(stage: Planned) -> Callable[[Job], Made]:
