@@ -144,7 +144,7 @@ def test_the_likelihood_loss_is_the_mean_over_tokens_of_the_batch() -> None:
     outcome = objective(seen, **OBJECTIVES["sft"].knobs)
     assert float(outcome.loss.detach()) == pytest.approx(8 / 8)
     twice = Seen(lengths=torch.tensor([3, 5]), weight=torch.tensor([2.0, 1.0], dtype=Double), logps=logps)
-    assert float(objective(twice, **OBJECTIVES["sft"].knobs).loss) == pytest.approx((6 + 6 + 2) / (3 + 3 + 5))
+    assert objective(twice, **OBJECTIVES["sft"].knobs).loss.item() == pytest.approx((6 + 6 + 2) / (3 + 3 + 5))
 
 
 @pytest.mark.parametrize("row", [REWARD, DPO], ids=["reward", "dpo"])
