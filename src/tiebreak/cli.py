@@ -293,7 +293,7 @@ def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 1, never a stack trace."""
     sys.path.append(os.getcwd())  # where a user's own module:function lies; last, so that it shadows nothing
     try:
-        code = app(standalone_mode=False)
+        code = app(standalone_mode=False, prog_name="tiebreak")
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     except Exception as error:
