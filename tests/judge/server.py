@@ -71,33 +71,27 @@ class Server:
 
     def __enter__(self) -> Server:
         started = threading.Event()
-        self._loop = asyncio.new_event_loop()
         self._tries: Counter[bytes] = Counter()
 
-        async def start() -> None:
+        async def serve() -> None:
+            self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
             app = web.Application()
             app.router.add_post("/v1/chat/completions", self._answer)
-            self._runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
-            await self._runner.setup()
-            site = web.TCPSite(self._runner, "127.0.0.1", 0, backlog=1024)
-            await site.start()
-            port = self._runner.addresses[0][1]
-            self.url = f"http://127.0.0.1:{port}/v1"
+            runner = web.AppRunner(app, access_log=None, shutdown_timeout=0.1)
+            await runner.setup()
+            await web.TCPSite(runner, "127.0.0.1", 0, backlog=1024).start()
+            self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
             started.set()
+            await self._over.wait()
+            await runner.cleanup()
 
-        def serve() -> None:
-            self._loop.run_until_complete(start())
-            self._loop.run_forever()
-            self._loop.run_until_complete(self._runner.cleanup())
-            self._loop.close()
-
-        self._thread = threading.Thread(target=serve, daemon=True)
+        self._thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
         self._thread.start()
         started.wait()
         return self
 
     def __exit__(self, *exc: object) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join()
 
     def wait_for(self, requests: int) -> None:
