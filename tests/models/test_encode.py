@@ -76,6 +76,32 @@ def test_a_chat_template_that_writes_bos_gives_one() -> None:
     assert made.decode(list(ids[1:])) == "user: Hello.\n\nassistant:"
 
 
+def test_a_bos_that_is_only_written_out_is_text() -> None:
+    made = with_bos()
+    bos = made.bos_token_id
+    made.chat_template = "<s>" + str(made.chat_template)
+    plain = encode_prompt(made, Prompt(text="<s>Hello.<s>"), room=50).ids
+    turns = encode_prompt(made, Prompt(text=(Message("user", "<s>Hello.<s>"),)), room=50).ids
+    for ids in (plain, turns):
+        assert ids[0] == bos
+        assert ids.count(bos) == 1
+        assert made.decode(list(ids[1:])).count("<s>") == 2
+    bare = tokenizer()
+    bare.add_special_tokens({"bos_token": "<s>"})
+    assert bare.bos_token_id not in encode_prompt(bare, Prompt(text="<s>Hello."), room=50).ids
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_the_side_of_padding_says_nothing(side: str) -> None:
+    made = with_bos()
+    made.padding_side = made.truncation_side = side
+    made._tokenizer.enable_padding(direction=side, length=64)
+    made._tokenizer.enable_truncation(8, direction=side)
+    for room in (20, 200):
+        wanted = encode_tree(with_bos(), Prompt(text=POST), [answer(" Yes.")], window=room)
+        assert encode_tree(made, Prompt(text=POST), [answer(" Yes.")], window=room) == wanted
+
+
 def test_a_conversation_needs_a_chat_template() -> None:
     made = tokenizer()
     made.chat_template = None

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from tests.models.tiny import REFUSED, RUNS, causal, ids, tokenizer, trees
+from tiebreak.models import attention
 from tiebreak.models.attention import forest_mode
 from tiebreak.models.forest import Forest, Tree, plant
 from tiebreak.models.generate import generate
 from tiebreak.models.heads import scores
+from tiebreak.models.kernels import blocks
 from tiebreak.models.load import to_reward
 from tiebreak.models.logprobs import padded_logps, token_logps
 from tiebreak.records import InputError
@@ -33,6 +35,42 @@ def test_completion_log_probs_are_those_of_each_completion_behind_its_own_prompt
     plain = padded_logps(loaded.model.eval(), some, pad=1).detach()
     assert plain.std() > 0.1
     torch.testing.assert_close(logps(loaded.model, some), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")
+@pytest.mark.parametrize("kind", RUNS)
+def test_the_kernel_of_graphics_cards_computes_the_same_log_probs(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """FlexAttention in its eager form, which has no backward pass on a processor."""
+    loaded, some = causal(kind), trees()
+    loaded.model.set_attn_implementation("eager")
+    plain = padded_logps(loaded.model, some, pad=1).detach()
+    monkeypatch.setattr(attention, "choose", lambda *_, **__: "flex")
+    torch.testing.assert_close(logps(loaded.model, some), plain, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("kernel", ["laid", "blocks"])
+@pytest.mark.parametrize("kind", RUNS)
+def test_every_kernel_computes_the_same_log_probs_and_gradients(
+    kind: str, kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Blocks of 4 places, so that trunks and branches are cut in the middle."""
+    if kernel == "laid" and {"sliding_window", "attn_logit_softcapping"} & set(RUNS[kind]):
+        pytest.skip("padded rows are not used for sliding windows and soft-capped scores")
+    monkeypatch.setattr(attention, "choose", lambda *_, **__: kernel)
+    monkeypatch.setattr(blocks, "BLOCK", 4)
+    some, gradients = trees(), []
+    for plain in (True, False):
+        model = causal(kind).model
+        if plain:
+            model.set_attn_implementation("eager")
+            values = padded_logps(model, some, pad=1)
+        else:
+            with forest_mode(model):
+                values = token_logps(model, plant(some))
+        (values * torch.linspace(-1, 1, len(values))).sum().backward()
+        gradients.append((values.detach(), torch.cat([p.grad.flatten() for p in model.parameters()])))
+    torch.testing.assert_close(gradients[1][0], gradients[0][0], atol=1e-5, rtol=0)
+    assert (gradients[0][1] - gradients[1][1]).norm() < 1e-5 * gradients[0][1].norm()
 
 
 @pytest.mark.parametrize("kind", RUNS)

@@ -52,11 +52,19 @@ RUNS: dict[str, dict[str, Any]] = {
         "sliding_window": WINDOW,
         "layer_types": ["sliding_attention", "full_attention"],
     },
+    "gemma2": {
+        **GROUPED,
+        "head_dim": 8,
+        "sliding_window": WINDOW,
+        "query_pre_attn_scalar": 8,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
 }
 FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "falcon": (FALCON, "attention interface"),
-    "gemma2": ({**GROUPED, "head_dim": 8}, "soft-caps"),
     "gpt_oss": ({**GROUPED, "head_dim": 8, "num_local_experts": 4}, "sinks"),
     "mamba": ({"hidden_size": 32, "num_hidden_layers": 2}, "linear_attention"),
     "lfm2": ({**GROUPED, "layer_types": ["conv", "full_attention"]}, "conv"),

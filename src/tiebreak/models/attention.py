@@ -1,7 +1,7 @@
 """Attention over a forest, through transformers' own attention interface: model code is not touched.
 
-The model runs on one packed row; only inside attention are trees laid out side by side, so padding costs nothing in
-the projections, the feed-forward layers and the vocabulary head. A model that mixes tokens in any other way than this
+The model runs on one packed row; only inside attention are trees told apart, by the kernel that suits the device and
+their sizes. A model that mixes tokens in any other way than this
 (recurrent or convolutional layers, ALiBi, attention sinks) would let branches see each other without a word, so each
 model is tried on a small forest before it runs its first one, and refused where the answer is not the plain one.
 """
@@ -9,16 +9,16 @@ model is tried on a small forest before it runs its first one, and refused where
 from __future__ import annotations
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, PreTrainedModel
 
 from tiebreak.models.forest import Forest, Tree, plant
+from tiebreak.models.kernels import blocks, flex, laid
 from tiebreak.records import InputError
 
 NAME = "tiebreak_forest"
@@ -29,36 +29,18 @@ CURE = "use a model with plain or sliding attention, such as Llama, Qwen, Mistra
 _tried: weakref.WeakSet[Any] = weakref.WeakSet()
 
 
-class _Regroup(torch.autograd.Function):  # type: ignore[misc]
-    """Select rows by an index whose used part is a permutation, so the gradient is a selection too.
-
-    The general gradient of a selection accumulates one row at a time; this one is parallel and repeats to the bit.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, forward_index: Tensor, backward_index: Tensor) -> Tensor:
-        ctx.save_for_backward(backward_index)
-        return rows.index_select(0, forward_index)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (backward_index,) = ctx.saved_tensors
-        return gradient.index_select(0, backward_index), None, None
+KERNELS: Mapping[str, Callable[..., Tensor]] = {"laid": laid.attend, "blocks": blocks.attend, "flex": flex.attend}
+SMALL = 160
+"""Tokens of the largest tree of a row up to which padded rows beat blocks on a processor."""
 
 
-class _Spread(torch.autograd.Function):  # type: ignore[misc]
-    """Undo :class:`_Regroup`: pick the used places back; the gradient puts zeros on the unused ones."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor, scatter: Tensor) -> Tensor:
-        ctx.save_for_backward(scatter)
-        ctx.size = rows.shape
-        return rows.index_select(0, scatter)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        (scatter,) = ctx.saved_tensors
-        return gradient.new_zeros(ctx.size).index_copy_(0, scatter, gradient), None
+def choose(forest: Forest, *, device: str, window: int | None, softcap: float | None) -> str:
+    """Return the name of the kernel for this row on this device."""
+    if device == "cuda":
+        return "flex"
+    if window is None and softcap is None and max(span.size for span in forest.spans) <= SMALL:
+        return "laid"
+    return "blocks"
 
 
 def forest_attention(
@@ -79,37 +61,24 @@ def forest_attention(
     """Attend within trees. ``query`` (1, H, N, D), ``key`` and ``value`` (1, K, N, D), K divides H; out (1, N, H, D).
 
     Raises:
-        InputError: the model did not hand the forest to its attention layers, soft-caps its attention scores or has
-            attention sinks.
+        InputError: the model did not hand the forest to its attention layers, or has attention sinks.
     """
     name = type(module).__name__
     if forest is None:
         raise InputError(f"{name} does not pass extra arguments to its attention, so it cannot run a forest; {CURE}")
-    if softcap is not None:
-        raise InputError(f"{name} soft-caps its attention scores, which a forest does not compute; {CURE}")
     if s_aux is not None:
         raise InputError(f"{name} has attention sinks, which a forest does not compute; {CURE}")
-    trees, longest = forest.mask.shape[0], forest.mask.shape[-1]
-
-    def lay(states: Tensor) -> Tensor:
-        rows = states[0].transpose(0, 1)
-        laid: Tensor = _Regroup.apply(rows.contiguous(), forest.gather, forest.scatter)
-        return laid.view(trees, longest, *rows.shape[1:]).transpose(1, 2)
-
-    bias = forest.bias
-    if sliding_window is not None and sliding_window < longest:
-        place = forest.positions[0][forest.gather].view(trees, 1, longest)
-        bias = bias.masked_fill(place[..., :, None] - place[..., None, :] >= sliding_window, float("-inf"))
-    out = scaled_dot_product_attention(
-        lay(query),
-        lay(key),
-        lay(value),
-        attn_mask=bias.to(query.dtype),
-        scale=scaling,
-        enable_gqa=key.shape[1] != query.shape[1],
+    deepest = max(span.depth for span in forest.spans)
+    bounds: dict[str, Any] = {"window": sliding_window, "softcap": softcap}
+    if sliding_window is not None and sliding_window >= deepest:
+        bounds["window"] = None
+    kernel = choose(forest, device=query.device.type, **bounds)
+    if kernel == "laid":
+        bounds = {}
+    attended = KERNELS[kernel](
+        query[0].to(value.dtype), key[0].to(value.dtype), value[0], forest, scale=scaling, **bounds
     )
-    flat = out.transpose(1, 2).reshape(trees * longest, out.shape[1], out.shape[3])
-    return _Spread.apply(flat, forest.scatter)[None], None
+    return attended[None], None
 
 
 AttentionInterface.register(NAME, forest_attention)

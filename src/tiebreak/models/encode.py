@@ -6,11 +6,14 @@ too long loses whole lines; a completion is never cut. What a user wrote never b
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+from tiebreak.models.chat import Chat, plain
 from tiebreak.models.forest import Tree
 from tiebreak.records import InputError, Message, Prompt, Response
 
@@ -43,10 +46,11 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, room: i
     leave more than half of the room empty. An empty prompt is one token, BOS or else EOS.
 
     Raises:
-        InputError: a conversation, and a tokenizer without a chat template.
+        InputError: a conversation, and a tokenizer without a chat template or with one that refuses its roles or
+            changes a content that holds the text of a control token.
     """
     if prompt.conversational:
-        return _conversation(tokenizer, prompt, room=room, cut=cut)
+        return _conversation(_chat(tokenizer, prompt), _turns(prompt), room=room, cut=cut)
     text = f"{prompt.context}\n\n{prompt.text}" if prompt.context else str(prompt.text)
     return _fit(text, lambda part: _front(tokenizer, part), _plain(tokenizer), room, cut)
 
@@ -56,9 +60,8 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, response: Response) ->
 
     A text that ends with the tokenizer's EOS written out, as some published data do, has ended: that is its one EOS.
     """
-    text = response.text.removesuffix(tokenizer.eos_token)
-    ids = _plain(tokenizer)(text)
-    ended = response.finish != "length" or text != response.text
+    text, ended = _ended(tokenizer, response)
+    ids = plain(tokenizer, text)
     return (*ids, tokenizer.eos_token_id) if ended else tuple(ids)
 
 
@@ -83,44 +86,115 @@ def encode_tree(
     return Tree(trunk.ids, branches), trunk.cut
 
 
-def _conversation(tokenizer: PreTrainedTokenizerBase, prompt: Prompt, *, room: int, cut: Cut) -> Encoded:
-    """Render the turns that fit; the last turn loses lines only when it is alone (with the system turn) too long.
+def encode_dialogue(
+    tokenizer: PreTrainedTokenizerBase,
+    messages: Sequence[Message] | Prompt,
+    response: Response | None,
+    *,
+    window: int,
+    cut: Cut = "start",
+) -> tuple[Tree | None, bool]:
+    """Return the tree that teaches every assistant turn of a dialogue at once, and whether something was cut.
 
-    The prompt's context, where there is one, opens the last user turn, as in an exported row.
+    The trunk is what a sampler sees before the first answer; one branch is all that follows, and ``taught`` marks in it
+    the answers with their end-of-turn tokens. ``response`` is the last answer; without one the last assistant turn is,
+    and turns behind it are left out. Where the dialogue is too long whole oldest turns go, then lines of the last
+    question; the tree is None where the last answer leaves no room for that, or nothing is said. An assistant turn
+    that opens a dialogue answers nothing and is not taught.
+
+    Raises:
+        InputError: as for :func:`encode_prompt`, or the template writes a turn differently once others follow.
     """
-    if not tokenizer.chat_template:
-        raise InputError(
-            f"Prompt {prompt.id} is a conversation and the tokenizer has no chat template; set one on the tokenizer."
-        )
+    if isinstance(messages, Prompt) and not messages.conversational:
+        return encode_tree(tokenizer, messages, [response] if response else [], window=window, cut=cut)
+    asked, answer = _parted(messages, response)
+    if not asked or answer is None:
+        return None, False
+    chat = _chat(tokenizer, messages)
+    text, ended = _ended(tokenizer, answer)
+    last = Message("assistant", text)
+    trunk, parts, flags = chat.dialogue([*asked, last], ended=ended)
+    room = window - len(parts[-1])
+    if room < LEAST or not parts[-1]:
+        return None, False
+    if _size((trunk, parts, flags)) <= window:
+        return _dialogue(trunk, parts, flags), False
+    fewer = [[*turns, last] for turns in _fewer(asked)]
+    first = bisect_left(fewer, True, key=lambda turns: _size(chat.dialogue(turns, ended=ended)) <= window)
+    if first < len(fewer):
+        trunk, parts, flags = chat.dialogue(fewer[first], ended=ended)
+        return _dialogue(trunk, parts, flags), True
+    left = _conversation(chat, asked, room=room, cut=cut)
+    return _dialogue(list(left.ids), parts[-1:], flags[-1:]), True
+
+
+def _parted(messages: Sequence[Message] | Prompt, response: Response | None) -> tuple[list[Message], Response | None]:
+    """Return the turns before the last answer, the prompt's context in the last question, and that answer."""
+    turns = [Message(*turn) for turn in (messages.text if isinstance(messages, Prompt) else messages)]
+    if response is None:
+        while turns and turns[-1].role != "assistant":
+            turns.pop()
+        response = Response(prompt_id="", text=turns.pop().content) if turns else None
+    return _within(turns, messages.context if isinstance(messages, Prompt) else ""), response
+
+
+def _dialogue(trunk: list[int], parts: list[list[int]], flags: list[list[bool]]) -> Tree:
+    """Join the parts into one branch; where all of it is taught there is nothing to mark."""
+    branch, taught = (i for part in parts for i in part), tuple(flag for part in flags for flag in part)
+    return Tree(tuple(trunk), (tuple(branch),), () if all(taught) else (taught,))
+
+
+def _size(dialogue: tuple[list[int], list[list[int]], list[list[bool]]]) -> int:
+    return len(dialogue[0]) + sum(map(len, dialogue[1]))
+
+
+def _ended(tokenizer: PreTrainedTokenizerBase, response: Response) -> tuple[str, bool]:
+    """Return what an answer says without an EOS written out, and whether it ended."""
+    text = response.text.removesuffix(tokenizer.eos_token)
+    return text, response.finish != "length" or text != response.text
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message] | Prompt) -> Chat:
+    return Chat(tokenizer, f"Prompt {messages.id}" if isinstance(messages, Prompt) else "The dialogue")
+
+
+def _turns(prompt: Prompt) -> list[Message]:
     turns = [turn for turn in prompt.text if isinstance(turn, Message)]
-    if prompt.context:
+    if not turns:
+        raise InputError(f"Prompt {prompt.id} is a conversation without turns; give it one or drop it.")
+    return _within(turns, prompt.context)
+
+
+def _within(turns: list[Message], context: str) -> list[Message]:
+    """Let ``context``, where there is one, open the last user turn, as in an exported row."""
+    if context and turns:
         asked = max((i for i, turn in enumerate(turns) if turn.role == "user"), default=0)
-        turns[asked] = turns[asked]._replace(content=f"{prompt.context}\n\n{turns[asked].content}")
+        turns[asked] = turns[asked]._replace(content=f"{context}\n\n{turns[asked].content}")
+    return turns
 
-    def render(last: str | None = None) -> list[int]:
-        shown = [{"role": turn.role, "content": turn.content} for turn in turns]
-        if last is not None:
-            shown[-1]["content"] = last
-        text = tokenizer.apply_chat_template(shown, add_generation_prompt=True, tokenize=False)
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False)
-        return ids
 
-    ids = render()
+def _fewer(turns: list[Message]) -> list[list[Message]]:
+    """Return what is left as whole oldest turns go: the system turn stays, and no answer comes first but a last one."""
+    system = int(turns[0].role == "system")
+    first = [i for i in range(system + 1, len(turns)) if turns[i].role != "assistant" or i == len(turns) - 1]
+    return [[*turns[:system], *turns[i:]] for i in first]
+
+
+def _conversation(chat: Chat, turns: list[Message], *, room: int, cut: Cut) -> Encoded:
+    """Encode the turns that fit; the last turn loses lines only when it is alone (with the system turn) too long."""
+    ids = chat.prompt(turns)
     if len(ids) <= room:
         return Encoded(tuple(ids), False)
-    system = int(turns[0].role == "system")
-    while len(ids) > room and len(turns) > system + 1:
-        del turns[system]
-        while len(turns) > system + 1 and turns[system].role == "assistant":
-            del turns[system]
-        ids = render()
-    if len(ids) <= room:
-        return Encoded(tuple(ids), True)
-    frame = len(render(""))
-    plain = _plain(tokenizer)
+    fewer = _fewer(turns) or [turns]
+    first = bisect_left(fewer, True, key=lambda some: len(chat.prompt(some)) <= room)
+    if first < len(fewer):
+        return Encoded(tuple(chat.prompt(fewer[first])), True)
+    *before, last = fewer[-1]
+    frame, encode = len(chat.prompt([*before, last._replace(content="")])), _plain(chat.tokenizer)
     for spare in (0, 8, 32):
-        content = _fit(turns[-1].content, plain, plain, max(1, room - frame - spare), cut).ids
-        ids = render(tokenizer.decode(list(content), clean_up_tokenization_spaces=False))
+        content = _fit(last.content, encode, encode, max(1, room - frame - spare), cut).ids
+        text = chat.tokenizer.decode(list(content), clean_up_tokenization_spaces=False)
+        ids = chat.prompt([*before, last._replace(content=text)])
         if len(ids) <= room:
             return Encoded(tuple(ids), True)
     return Encoded((*ids[:1], *ids[len(ids) - room + 1 :]), True)
@@ -156,11 +230,7 @@ def _fit(text: str, encode: Encode, plain: Encode, room: int, cut: Cut) -> Encod
 
 
 def _plain(tokenizer: PreTrainedTokenizerBase) -> Encode:
-    def encode(text: str) -> list[int]:
-        ids: list[int] = tokenizer.encode(text, add_special_tokens=False, split_special_tokens=True)
-        return ids
-
-    return encode
+    return partial(plain, tokenizer)
 
 
 def _front(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -6,10 +6,10 @@ every branch is computed exactly as if it followed the prompt alone, while the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,41 +18,99 @@ from tiebreak.records import InputError
 
 
 class Tree(NamedTuple):
-    """Token ids of one prompt and of its completions, end-of-sequence included where it was produced."""
+    """Token ids of one prompt and of its completions, end-of-sequence included where it was produced.
+
+    ``taught`` says of each branch which of its tokens are learned, for a dialogue whose branch holds the user's turns
+    too; empty, all of them are.
+    """
 
     trunk: tuple[int, ...]
     branches: tuple[tuple[int, ...], ...]
+    taught: tuple[tuple[bool, ...], ...] = ()
+
+    @property
+    def size(self) -> int:
+        """Tokens of the trunk and of all branches, which is what a forest computes of this tree."""
+        return len(self.trunk) + sum(map(len, self.branches))
 
 
-@dataclass(frozen=True)
+class Span(NamedTuple):
+    """Where a tree lies in its row: the first place, the trunk's length and the branches' lengths."""
+
+    start: int
+    trunk: int
+    branches: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Places of the whole tree."""
+        return self.trunk + sum(self.branches)
+
+    @property
+    def depth(self) -> int:
+        """Tokens from the root to the end of the longest branch, the reach of attention."""
+        return self.trunk + max(self.branches)
+
+
+class Laid(NamedTuple):
+    """Trees as padded rows: ``gather`` (T * L,) lays them out, ``scatter`` (N,) takes them back, ``mask`` (T, 1, L, L).
+
+    ``bias`` is the mask as numbers to add to attention scores, made once for all layers.
+    """
+
+    gather: Tensor
+    scatter: Tensor
+    mask: Tensor
+    bias: Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Forest:
-    """A packed batch of T trees with B branches, N tokens in all and M completion tokens.
+    """A packed batch of T trees with B branches, N tokens in all and M completion tokens that are learned.
 
-    Shapes: ``ids``, ``positions`` (1, N); ``predictors``, ``targets``, ``branch`` (M,); ``lengths``, ``last``, ``tree``
-    (B,); ``gather`` (T * L,), ``scatter`` (N,), ``mask`` (T, 1, L, L) with L the longest tree. ``predictors`` are the
-    positions whose output predicts ``targets``; ``last`` is the position of each branch's final token.
+    Shapes: ``ids``, ``positions`` (1, N); ``owner`` (N,), the branch of each token or -1 - tree in a trunk;
+    ``predictors``, ``targets``, ``branch`` (M,); ``lengths``, ``last``, ``tree`` (B,). ``predictors`` are the positions
+    whose output predicts ``targets``; ``lengths`` counts the learned tokens of each branch; ``last`` is the position of
+    its final token. ``spans`` says where each tree lies.
     """
 
     ids: Tensor
     positions: Tensor
+    owner: Tensor
     predictors: Tensor
     targets: Tensor
     branch: Tensor
     lengths: Tensor
     last: Tensor
     tree: Tensor
-    gather: Tensor
-    scatter: Tensor
-    mask: Tensor
+    spans: tuple[Span, ...]
 
     @cached_property
-    def bias(self) -> Tensor:
-        """``mask`` as numbers to add to attention scores, made once for all layers (attention itself makes it anew)."""
-        return torch.zeros(self.mask.shape, device=self.mask.device).masked_fill_(~self.mask, float("-inf"))
+    def laid(self) -> Laid:
+        """The trees as padded rows. A padded place attends to itself alone: with nothing to attend to it would be NaN."""
+        device, longest = self.ids.device, max(span.size for span in self.spans)
+        starts = torch.tensor([span.start for span in self.spans], device=device)[:, None]
+        sizes = torch.tensor([span.size for span in self.spans], device=device)[:, None]
+        place = torch.arange(longest, device=device)[None]
+        held = place < sizes
+        gather = torch.where(held, starts + place, 0)
+        owner = torch.where(held, self.owner[gather], -1 - len(self.spans))
+        depth = self.positions[0][gather]
+        query, key = owner[:, :, None], owner[:, None, :]
+        mask = held[:, None, :] & ((key < 0) | (key == query)) & (depth[:, None, :] <= depth[:, :, None])
+        mask |= torch.eye(longest, dtype=torch.bool, device=device)
+        bias = torch.zeros(mask.shape, device=device).masked_fill_(~mask, float("-inf"))
+        return Laid(gather.flatten(), torch.nonzero(held.flatten()).flatten(), mask[:, None], bias[:, None])
+
+    @cached_property
+    def notes(self) -> dict[Hashable, Any]:
+        """What a kernel makes of the batch once and all layers share, such as a block mask of each window."""
+        return {}
 
     def to(self, device: torch.device | str) -> Forest:
         """Return the same batch on ``device``."""
-        return replace(self, **{name: getattr(self, name).to(device) for name in self.__dataclass_fields__})
+        moved = {name: getattr(self, name).to(device) for name in self.__dataclass_fields__ if name != "spans"}
+        return replace(self, **moved)
 
     def sums(self, values: Tensor) -> Tensor:
         """Sum per-token ``values`` (M,) over each branch, giving (B,)."""
@@ -69,63 +127,44 @@ def plant(trees: Sequence[Tree]) -> Forest:
     """
     ids: list[int] = []
     positions: list[int] = []
+    owner: list[int] = []
     predictors: list[int] = []
     targets: list[int] = []
     branch: list[int] = []
     lengths: list[int] = []
     last: list[int] = []
     tree_of: list[int] = []
-    starts: list[tuple[int, list[int]]] = []
+    spans: list[Span] = []
     for number, tree in enumerate(trees):
         if not tree.trunk or not tree.branches or not all(tree.branches):
             raise InputError(f"Tree {number} of the batch has an empty prompt or completion; drop or mend that row.")
         start, trunk = len(ids), len(tree.trunk)
+        spans.append(Span(start, trunk, tuple(map(len, tree.branches))))
         ids += tree.trunk
         positions += range(trunk)
-        owners = [-1] * trunk
-        for completion in tree.branches:
-            first = len(ids)
-            predictors += [start + trunk - 1, *range(first, first + len(completion) - 1)]
-            targets += completion
-            branch += [len(lengths)] * len(completion)
-            owners += [len(lengths)] * len(completion)
+        owner += [-1 - number] * trunk
+        for place, completion in enumerate(tree.branches):
+            first, size = len(ids), len(completion)
+            before = [start + trunk - 1, *range(first, first + size - 1)]
+            taught = tree.taught[place] if tree.taught else (True,) * size
+            predictors += [b for b, learned in zip(before, taught, strict=True) if learned]
+            targets += [token for token, learned in zip(completion, taught, strict=True) if learned]
+            branch += [len(lengths)] * sum(taught)
+            owner += [len(lengths)] * size
             ids += completion
-            positions += range(trunk, trunk + len(completion))
+            positions += range(trunk, trunk + size)
             last.append(len(ids) - 1)
             tree_of.append(number)
-            lengths.append(len(completion))
-        starts.append((start, owners))
-    gather, scatter, mask = _regroup(starts, torch.tensor(positions))
+            lengths.append(sum(taught))
     return Forest(
         ids=torch.tensor([ids]),
         positions=torch.tensor([positions]),
-        predictors=torch.tensor(predictors),
-        targets=torch.tensor(targets),
-        branch=torch.tensor(branch),
+        owner=torch.tensor(owner),
+        predictors=torch.tensor(predictors, dtype=torch.long),
+        targets=torch.tensor(targets, dtype=torch.long),
+        branch=torch.tensor(branch, dtype=torch.long),
         lengths=torch.tensor(lengths),
         last=torch.tensor(last),
         tree=torch.tensor(tree_of),
-        gather=gather,
-        scatter=scatter,
-        mask=mask,
+        spans=tuple(spans),
     )
-
-
-def _regroup(starts: Sequence[tuple[int, list[int]]], positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the index that lays trees out as rows, its inverse, and who may attend to whom in each row.
-
-    A padded place attends to itself alone: its output is dropped, but a row with nothing to attend to would be NaN.
-    """
-    longest = max(len(owners) for _, owners in starts)
-    rows = torch.full((len(starts), longest), -2)
-    gather = torch.zeros(len(starts), longest, dtype=torch.long)
-    for row, (start, owners) in enumerate(starts):
-        rows[row, : len(owners)] = torch.tensor(owners)
-        gather[row, : len(owners)] = torch.arange(start, start + len(owners))
-    held = rows > -2
-    scatter = torch.nonzero(held.flatten()).flatten()
-    place = positions[gather]
-    query, key = rows[:, :, None], rows[:, None, :]
-    mask = held[:, None, :] & ((key == -1) | (key == query)) & (place[:, None, :] <= place[:, :, None])
-    mask |= torch.eye(longest, dtype=torch.bool)
-    return gather.flatten(), scatter, mask[:, None]
