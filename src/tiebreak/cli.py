@@ -54,6 +54,9 @@ TABLES = {
     "audit": ("tiebreak.audit.table", "CHECKS"),
     "curate": ("tiebreak.curate.table", "STEPS"),
     "objectives": ("tiebreak.train.objectives.presets", "OBJECTIVES"),
+    "orders": ("tiebreak.train.order", "ORDERS"),
+    "optimizers": ("tiebreak.train.optimizers", "OPTIMIZERS"),
+    "trackers": ("tiebreak.train.trackers", "TRACKERS"),
 }
 
 

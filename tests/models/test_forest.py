@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from tests.models.tiny import REFUSED, RUNS, causal, ids, tokenizer, trees
+from tests.models.tiny import NO_CLASSIFIER, REFUSED, RUNS, causal, ids, tokenizer, trees
 from tiebreak.models import attention
 from tiebreak.models.attention import forest_mode
 from tiebreak.models.forest import Forest, Tree, plant
@@ -73,7 +73,7 @@ def test_every_kernel_computes_the_same_log_probs_and_gradients(
     assert (gradients[0][1] - gradients[1][1]).norm() < 1e-5 * gradients[0][1].norm()
 
 
-@pytest.mark.parametrize("kind", RUNS)
+@pytest.mark.parametrize("kind", [kind for kind in RUNS if kind not in NO_CLASSIFIER])
 def test_scores_are_those_of_each_sequence_alone(kind: str) -> None:
     loaded, some = causal(kind), trees()
     model = to_reward(loaded.model, loaded.tokenizer, seed=1).eval()

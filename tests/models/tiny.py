@@ -45,6 +45,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "qwen3": {**GROUPED, "head_dim": 8},
     "mistral": {**GROUPED, "sliding_window": WINDOW},
     "opt": OPT,
+    "cohere": {**GROUPED, "logit_scale": 0.25},
+    "granite": {**GROUPED, "logits_scaling": 4.0, "embedding_multiplier": 2.0},
     "phi": SIZES,
     "gemma3_text": {
         **GROUPED,
@@ -62,6 +64,8 @@ RUNS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
 }
+NO_CLASSIFIER = ("cohere", "granite")
+"""Architectures that transformers has no sequence classifier for."""
 FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "falcon": (FALCON, "attention interface"),

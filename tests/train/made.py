@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from tests.models.tiny import causal, ids
 from tiebreak.models.forest import Tree
 from tiebreak.models.load import to_reward
 from tiebreak.train.objectives.presets import OBJECTIVES
-from tiebreak.train.offline import Example, Pace, Trained, fit
+from tiebreak.train.offline import Example, Pace, Trained, Watch, fit
 
 METHODS = ("sft", "bradley_terry", "dpo")
 PACE = Pace(epochs=2.0, batch=4, learning_rate=3e-3)
@@ -41,10 +42,12 @@ def examples(method: str, count: int = ROWS, seed: int = 0) -> list[Example]:
 
 
 def train(method: str, folder: Path, model: PreTrainedModel | None = None, **more: Any) -> Trained:
+    """Train with what is given; names of :class:`Watch` become one."""
     asked: dict[str, Any] = {"pace": PACE, "rows": examples(method), "seed": 1, "knobs": {}, "log_every": 1, **more}
     rows, pace = asked.pop("rows"), asked.pop("pace")
+    watch = Watch(**{field.name: asked.pop(field.name) for field in fields(Watch) if field.name in asked})
     knobs: Mapping[str, Any] = {**OBJECTIVES[method].knobs, **asked.pop("knobs")}
-    return fit(start(method) if model is None else model, rows, knobs, pace, folder=folder, **asked)
+    return fit(start(method) if model is None else model, rows, knobs, pace, folder=folder, watch=watch, **asked)
 
 
 def weights(model: PreTrainedModel) -> torch.Tensor:

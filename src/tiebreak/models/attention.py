@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from tiebreak.models.forest import Forest, Tree, plant
+from tiebreak.models.fused import fused
 from tiebreak.models.kernels import blocks, flex, laid
 from tiebreak.records import InputError
 
@@ -98,7 +99,8 @@ def forest_mode(*models: PreTrainedModel) -> Iterator[None]:
                 _try(model)
                 _tried.add(model)
             model.set_attn_implementation(NAME)
-        yield
+        with fused(*models):
+            yield
     finally:
         for model, implementation in zip(models, before, strict=True):
             model.set_attn_implementation(implementation)

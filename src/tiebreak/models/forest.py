@@ -87,7 +87,7 @@ class Forest:
 
     @cached_property
     def laid(self) -> Laid:
-        """The trees as padded rows. A padded place attends to itself alone: with nothing to attend to it would be NaN."""
+        """The trees as padded rows. A padded place attends to itself alone: with nothing to see it would be NaN."""
         device, longest = self.ids.device, max(span.size for span in self.spans)
         starts = torch.tensor([span.start for span in self.spans], device=device)[:, None]
         sizes = torch.tensor([span.size for span in self.spans], device=device)[:, None]

@@ -1,19 +1,85 @@
-"""Log-probabilities of completions: only positions that predict a completion token reach the vocabulary head."""
+"""Log-probabilities of completions: only positions that predict a learned token reach the vocabulary head.
+
+The head runs in tiles, and again in the backward pass, so the logits of a batch never exist as a whole.
+"""
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 
-from tiebreak.models.forest import Forest, Tree
+from tiebreak.models.forest import Forest, Tree, plant
+from tiebreak.models.fused import gradient_of
+
+_tried: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
+TILE = 2**24
+"""Logits computed at once: 64 MiB in float32."""
+
+
+class Head(NamedTuple):
+    """The vocabulary head as the architecture's configuration describes it.
+
+    ``factor`` multiplies logits (Cohere, Granite) and ``softcap`` bounds them as c tanh(l / c) (Gemma 2).
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    factor: float
+    softcap: float | None
+
+
+def head_of(model: PreTrainedModel) -> Head | None:
+    """Return the vocabulary head where it is a plain matrix, None where something else stands there (an adapter)."""
+    layer = model.get_output_embeddings()
+    if type(layer) is not torch.nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
+        return None
+    config = model.config.get_text_config()
+    factor = float(getattr(config, "logit_scale", None) or 1.0) / float(getattr(config, "logits_scaling", None) or 1.0)
+    return Head(layer.weight, layer.bias, factor, getattr(config, "final_logit_softcapping", None))
 
 
 def token_logps(model: PreTrainedModel, forest: Forest) -> Tensor:
-    """Return log p of every completion token of ``forest``, shape (M,), in float32. Run inside ``forest_mode``."""
+    """Return log p of every learned completion token of ``forest``, shape (M,), in float32. Run in ``forest_mode``."""
+    head = head_of(model)
+    if head is None or not _as_described(model):
+        return plain_logps(model, forest)
+    return _tiled_logps(model, head, forest)
+
+
+def _as_described(model: PreTrainedModel) -> bool:
+    """Whether the head is what :class:`Head` says, found by trying it once on a small tree.
+
+    No list of architectures is complete: one with another step behind its matrix keeps its own head.
+    """
+    if model not in _tried:
+        size, small = model.get_input_embeddings().num_embeddings, Tree((1, 2, 3), ((7, 11, 13), (4, 6)))
+        small = Tree(tuple(t % size for t in small.trunk), tuple(tuple(t % size for t in b) for b in small.branches))
+        head = head_of(model)
+        assert head is not None
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            forest = plant([small]).to(model.device)
+            ours, own = _tiled_logps(model, head, forest), plain_logps(model, forest)
+        near = 1e-4 if head.weight.dtype == torch.float32 else 5e-2
+        _tried[model] = bool((ours - own).abs().max() < near)
+    return _tried[model]
+
+
+def _tiled_logps(model: PreTrainedModel, head: Head, forest: Forest) -> Tensor:
+    body = getattr(model, model.base_model_prefix)
+    out = body(input_ids=forest.ids, position_ids=forest.positions, use_cache=False, forest=forest)
+    states = out.last_hidden_state[0].index_select(0, forest.predictors)
+    logps: Tensor = _Tiled.apply(states, head.weight, head.bias, forest.targets, head.factor, head.softcap)
+    return logps
+
+
+def plain_logps(model: PreTrainedModel, forest: Forest) -> Tensor:
+    """Return the same numbers through the model's own head, all learned positions at once."""
     out = model(
         input_ids=forest.ids,
         position_ids=forest.positions,
@@ -22,6 +88,74 @@ def token_logps(model: PreTrainedModel, forest: Forest) -> Tensor:
         forest=forest,
     )
     return -cross_entropy(out.logits[0].float(), forest.targets, reduction="none")
+
+
+class _Tiled(torch.autograd.Function):  # type: ignore[misc]
+    """log softmax(head(h))[target] per position; ``states`` (M, d), ``weight`` (V, d), ``targets`` (M,) -> (M,)."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, factor: float, cap: float | None
+    ) -> Tensor:
+        kind = states.device.type
+        ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        ctx.bounds = factor, cap
+        inputs, matrix = states.to(ctx.dtype), weight.to(ctx.dtype)
+        total = torch.empty(len(states), device=states.device)
+        found = torch.empty_like(total)
+        for rows in _tiles(len(states), len(weight)):
+            logits, _ = _logits(inputs[rows], matrix, bias, factor, cap)
+            found[rows] = logits.gather(1, targets[rows, None])[:, 0]
+            most = logits.amax(1, keepdim=True)
+            total[rows] = logits.sub_(most).exp_().sum(1).log_().add_(most[:, 0])
+        ctx.save_for_backward(states, weight, bias, targets, total)
+        return found - total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        states, weight, bias, targets, total = ctx.saved_tensors
+        with torch.autocast(states.device.type, enabled=False):
+            inputs, matrix = states.to(ctx.dtype), weight.to(ctx.dtype)
+            of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
+            held = gradient_of(weight) if ctx.needs_input_grad[1] else None
+            of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] and held is None else held
+            of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
+            for rows in _tiles(len(states), len(weight)):
+                logits, slope = _logits(inputs[rows], matrix, bias, *ctx.bounds)
+                pull = logits.sub_(total[rows, None]).exp_().mul_(-gradient[rows, None])
+                pull.scatter_add_(1, targets[rows, None], gradient[rows, None])
+                if slope is not None:
+                    pull.mul_(slope)
+                pull = pull.mul_(ctx.bounds[0])
+                if of_bias is not None:
+                    of_bias += pull.sum(0).to(of_bias.dtype)
+                pull = pull.to(ctx.dtype)
+                if of_states is not None:
+                    of_states[rows] = (pull @ matrix).to(of_states.dtype)
+                if of_weight is not None:
+                    of_weight += pull.T @ inputs[rows]
+        return of_states, of_weight if held is None else None, of_bias, None, None, None
+
+
+def _tiles(positions: int, vocabulary: int) -> list[slice]:
+    rows = max(1, TILE // vocabulary)
+    return [slice(first, first + rows) for first in range(0, positions, rows)]
+
+
+def _logits(
+    states: Tensor, matrix: Tensor, bias: Tensor | None, factor: float, cap: float | None
+) -> tuple[Tensor, Tensor | None]:
+    """Return logits in float32 and their slope under soft-capping."""
+    logits = (states @ matrix.T).float()
+    if bias is not None:
+        logits += bias.float()
+    if factor != 1.0:
+        logits *= factor
+    if cap is None:
+        return logits, None
+    bent = logits.div_(cap).tanh_()
+    slope = 1 - bent.square()
+    return bent.mul_(cap), slope
 
 
 def padded_logps(model: PreTrainedModel, trees: Sequence[Tree], *, pad: int) -> Tensor:

@@ -27,6 +27,9 @@ from tiebreak.recipe.sections import Import, Judge, Recipe, Stage
 from tiebreak.records import InputError
 from tiebreak.registry import Row, Table, nearest
 from tiebreak.train.objectives.presets import OBJECTIVES, PACES
+from tiebreak.train.optimizers import OPTIMIZERS
+from tiebreak.train.order import ORDERS
+from tiebreak.train.trackers import TRACKERS
 
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _FLOAT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")
@@ -179,6 +182,10 @@ def _check_names(recipe: Recipe) -> None:
     for step in recipe.curate or []:
         settle(step)
     for name, stage in recipe.train.items():
+        ORDERS[stage.order]
+        OPTIMIZERS[stage.optimizer].settle(stage.optimizer_knobs, where=f"train.{name}.optimizer_knobs")
+        for tracker in stage.trackers:
+            TRACKERS[tracker]
         row_knobs(OBJECTIVES[stage.method], stage.knobs, f"train.{name}", also=tuple(Stage.model_fields))
     if recipe.evaluate and recipe.evaluate.truth:
         RULES[recipe.evaluate.truth]
@@ -233,4 +240,7 @@ def pace_of(stage: Stage) -> dict[str, Any]:
         "warmup": stage.warmup,
         "weight_decay": stage.weight_decay,
         "clip": stage.clip,
+        "order": stage.order,
+        "batch_tokens": stage.batch_tokens,
+        "mixture": stage.mixture,
     }

@@ -89,6 +89,25 @@ class Audit(Section):
     knobs: dict[str, dict[str, Any]] = Field(default={}, description="check -> knobs that differ")
 
 
+class Adapter(Section):
+    """A small set of weights to train in place of all; the model without it is the reference."""
+
+    kind: Literal["lora", "dora", "qlora"] = Field("lora", description="qlora: on a base in 4 bits, which needs CUDA")
+    rank: int = Field(16, ge=1, description="width of the update")
+    alpha: float = Field(32.0, gt=0, description="the update is scaled by alpha / rank")
+    targets: str | list[str] = Field("all-linear", description="names of the layers that get one")
+
+
+class Reference(Section):
+    """What a policy is compared with while it learns."""
+
+    compute: Literal["cached", "step"] = Field(
+        "cached", description="log-probs once before training, kept on disk; or in each step, from a frozen copy"
+    )
+    sync_every: int = Field(0, ge=0, description="steps after which it takes a share of the policy; 0: it stays")
+    sync_mix: float = Field(1.0, gt=0, le=1, description="that share; a small one at every step is a moving average")
+
+
 class Stage(Open):
     """One model to train."""
 
@@ -99,16 +118,35 @@ class Stage(Open):
     rows: Literal["pairs", "chosen", "responses", "references"] | None = Field(
         None, description="pairs; for sft the prompts' references, imported responses, or the pairs' chosen side"
     )
-    loss_on: Literal["completion", "all"] = Field("completion", description="sft: which tokens count")
+    loss_on: Literal["completion", "assistant", "all"] = Field(
+        "completion", description="sft: which tokens count; assistant: every assistant turn of a conversation"
+    )
     epochs: float | None = Field(None, gt=0, description="times through the rows; the method's when missing")
     batch: int | None = Field(None, ge=1, description="rows per step; the method's when missing")
+    batch_tokens: int | None = Field(None, ge=1, description="fill steps with this many tokens instead of `batch` rows")
+    order: str = Field("random", description="name of an order, see `tiebreak ls orders`")
+    mixture: dict[str, float] | None = Field(
+        None, description="share of the rows by the prompts' source; as they come when missing"
+    )
     learning_rate: float | None = Field(None, gt=0, description="at its highest; the method's when missing")
-    decay: Literal["cosine", "linear", "constant"] | None = Field(
+    decay: Literal["cosine", "linear", "constant", "inverse_sqrt", "warmup_stable_decay"] | None = Field(
         None, description="how the learning rate falls; the method's when missing"
     )
     warmup: float = Field(0.05, ge=0, le=1, description="share of the steps")
-    weight_decay: float = Field(0.0, ge=0, description="of AdamW")
+    optimizer: str = Field("adamw", description="name of an optimizer, see `tiebreak ls optimizers`")
+    optimizer_knobs: dict[str, Any] = Field(default={}, description="its knobs that differ")
+    weight_decay: float = Field(0.0, ge=0, description="of matrices; biases and norms are left alone")
     clip: float = Field(1.0, gt=0, description="bound of the gradient's norm")
+    precision: Literal["float32", "bfloat16", "bfloat16_weights"] = Field(
+        "float32", description="bfloat16: of matrix products; bfloat16_weights: of weights too, a float32 copy beside"
+    )
+    checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
+    tokens: int | Literal["auto"] | None = Field(
+        None, description="tokens computed at once; a batch is split without changing its gradient; auto: what fits"
+    )
+    adapter: Adapter | None = Field(None, description="train an adapter instead of all weights")
+    reference: Reference = Field(Reference(), description="of objectives that compare with one")
+    ema: float = Field(0.0, ge=0, lt=1, description="decay of a moving average of the weights, the result; 0: none")
     window: int = Field(1024, ge=16, description="tokens of prompt and completion together")
     cut: Literal["start", "end"] = Field("start", description="which end of too long a prompt loses lines")
     held_out: float = Field(0.1, ge=0, lt=1, description="share of prompts kept out, unless a test set holds pairs")
@@ -116,6 +154,9 @@ class Stage(Open):
     evaluate_every: int = Field(0, ge=0, description="steps; 0 evaluates at the end")
     checkpoint_every: int = Field(200, ge=1, description="steps")
     log_every: int = Field(10, ge=1, description="steps")
+    keep: Literal["last", "best"] = Field("last", description="best: the weights with the lowest held-out loss")
+    patience: int = Field(0, ge=0, description="stop after this many evaluations without a lower loss; 0: never")
+    trackers: list[str] = Field(default=[], description="where metrics go besides the file, see `tiebreak ls trackers`")
     vocabulary: int = Field(2048, ge=300, description="tokens, where a tokenizer is trained")
 
 

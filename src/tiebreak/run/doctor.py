@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 EXTRAS = {
-    "train": ("torch", "transformers", "accelerate", "safetensors", "tokenizers"),
+    "train": ("torch", "transformers", "accelerate", "peft", "safetensors", "tokenizers"),
     "hub": ("datasets", "pyarrow"),
     "report": ("matplotlib",),
     "postgres": ("psycopg",),

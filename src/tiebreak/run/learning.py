@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tiebreak.models.encode import encode_tree
+from tiebreak.models.adapters import Adapter, load_adapter, merged, save_adapter
+from tiebreak.models.encode import Cut, encode_dialogue, encode_tree
 from tiebreak.models.forest import Tree
 from tiebreak.models.load import (
     Loaded,
@@ -25,7 +26,7 @@ from tiebreak.run.job import Job, Made
 from tiebreak.run.plan import rows_of
 from tiebreak.train import checkpoint
 from tiebreak.train.objectives.presets import OBJECTIVES
-from tiebreak.train.offline import Example, Pace, fit, settle
+from tiebreak.train.offline import Compute, Example, Pace, Reference, Trained, Watch, fit, settle
 
 REFERENCES = 512
 """Reference answers that centre a reward model: enough for a mean, few enough to cost nothing."""
@@ -39,29 +40,79 @@ def train(job: Job) -> Made:
     rows = _Rows(job, stage, knobs.get("target", ""))
     loaded = _start(job, stage, head=knobs["score"] == "head", texts=rows.texts)
     taught, held_out, counts = rows.encode(loaded)
-    pace = Pace(**pace_of(stage))
     done = fit(
         loaded.model,
         taught,
         knobs,
-        pace,
+        Pace(**pace_of(stage)),
         seed=job.recipe.seed,
         folder=job.home,
         held_out=held_out,
+        watch=_watch(stage),
+        compute=Compute(precision=stage.precision, checkpointing=stage.checkpointing, tokens=stage.tokens),
+        reference=Reference(**stage.reference.model_dump()),
+        adapter=_adapter(stage),
+        optimizer=stage.optimizer,
+        optimizer_knobs=stage.optimizer_knobs,
+        ema=stage.ema,
+        loss=loss,
+        cache=job.project / "train" / "references",
+        progress=job.progress,
+    )
+    notes = [*rows.notes, *_notes(stage, done)]
+    trained = sum(parameter.numel() for parameter in loaded.model.parameters() if parameter.requires_grad)
+    model = _plain(job, stage, loaded)
+    if knobs["score"] == "head":
+        notes.append(_centre(job, stage, model, [example.tree for example in taught]))
+    save_model(model.model, model.tokenizer, job.home / "model")
+    checkpoint.discard(job.home / "checkpoint")
+    size = sum(parameter.numel() for parameter in model.model.parameters())
+    counts |= {"steps": done.steps, "tokens": done.tokens, "parameters": size}
+    if stage.adapter:
+        counts["trained parameters"] = trained
+    return Made(counts, rows.dropped, notes, {"model": str(job.home / "model"), "last": done.last})
+
+
+def _watch(stage: Stage) -> Watch:
+    return Watch(
         evaluate_every=stage.evaluate_every,
         checkpoint_every=stage.checkpoint_every,
         log_every=stage.log_every,
-        loss=loss,
-        progress=job.progress,
+        keep=stage.keep,
+        patience=stage.patience,
+        trackers=tuple(stage.trackers),
     )
-    notes = list(rows.notes)
-    if knobs["score"] == "head":
-        notes.append(_centre(job, stage, loaded, [example.tree for example in taught]))
-    save_model(loaded.model, loaded.tokenizer, job.home / "model")
-    checkpoint.discard(job.home / "checkpoint")
-    size = sum(parameter.numel() for parameter in loaded.model.parameters())
-    counts |= {"steps": done.steps, "tokens": done.tokens, "parameters": size}
-    return Made(counts, rows.dropped, notes, {"model": str(job.home / "model"), "last": done.last})
+
+
+def _adapter(stage: Stage) -> Adapter | None:
+    if stage.adapter is None:
+        return None
+    targets = stage.adapter.targets
+    named = targets if isinstance(targets, str) else tuple(targets)
+    return Adapter(**{**stage.adapter.model_dump(), "targets": named})
+
+
+def _notes(stage: Stage, done: Trained) -> list[str]:
+    """Return what a reader of the manifest should know about which weights these are."""
+    notes = []
+    if done.stopped:
+        notes.append(f"stopped after {done.steps:,} steps: {stage.patience} evaluations without a lower held-out loss")
+    if stage.keep == "best":
+        notes.append(f"the weights are those after step {done.best:,}, which had the lowest held-out loss")
+    if stage.ema:
+        notes.append(f"the weights are a moving average with decay {stage.ema:g}")
+    return notes
+
+
+def _plain(job: Job, stage: Stage, loaded: Loaded) -> Loaded:
+    """Return a model without adapter modules; the adapter alone goes into a folder of its own if its base has one."""
+    if stage.adapter is None:
+        return loaded
+    if isinstance(stage.model, str):
+        save_adapter(loaded.model, loaded.tokenizer, job.home / "adapter", base=str(job.model(stage.model)[1]))
+        if stage.adapter.kind == "qlora":
+            return Loaded(merged(load_adapter(job.home / "adapter").model), loaded.tokenizer)
+    return Loaded(merged(loaded.model), loaded.tokenizer)
 
 
 class _Rows:
@@ -127,9 +178,8 @@ class _Rows:
         for rows in (self.rows, self.held):
             examples = []
             for prompt, answers, p, weight in rows:
-                tree, was_cut = encode_tree(
-                    loaded.tokenizer, prompt, answers, window=self.stage.window, cut=self.stage.cut
-                )
+                encode = self._dialogue if self.stage.loss_on == "assistant" else encode_tree
+                tree, was_cut = encode(loaded.tokenizer, prompt, answers, window=self.stage.window, cut=self.stage.cut)
                 cut += was_cut
                 if tree is None:
                     reason = "completion longer than the window"
@@ -138,10 +188,16 @@ class _Rows:
                     reason = "equal completions"
                     self.dropped[reason] = self.dropped.get(reason, 0) + 1
                 else:
-                    examples.append(Example(self._whole(tree) if self.stage.loss_on == "all" else tree, p, weight))
+                    learned = self._whole(tree) if self.stage.loss_on == "all" else tree
+                    examples.append(Example(learned, p, weight, prompt.source))
             out.append(examples)
         counts: dict[str, int | float] = {"rows": len(out[0]), "held out": len(out[1]), "prompts cut": cut}
         return out[0], out[1], counts
+
+    def _dialogue(
+        self, tokenizer: Any, prompt: Prompt, answers: Sequence[Response], *, window: int, cut: Cut
+    ) -> tuple[Tree | None, bool]:
+        return encode_dialogue(tokenizer, prompt, answers[0], window=window, cut=cut)
 
     def _whole(self, tree: Tree) -> Tree:
         """With the loss on all tokens the prompt's first token is the trunk and the rest one branch."""

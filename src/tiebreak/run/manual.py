@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from tiebreak.curate.table import STEPS
 from tiebreak.data.formats import FORMATS
 from tiebreak.judge.table import JUDGES
-from tiebreak.recipe import Recipe, WinRate
+from tiebreak.recipe import Judge, Recipe
 from tiebreak.registry import Row
 from tiebreak.train.objectives.presets import OBJECTIVES
 
@@ -29,8 +29,6 @@ def manual(section: str) -> str:
     model = _model(section)
     prefix = "NAME." if section == "train" else ""
     lines += _fields(model, prefix)
-    if section == "evaluate":
-        lines += _fields(WinRate, "win_rate.")
     if section in TABLES:
         key, table = TABLES[section]
         for row in table:
@@ -39,19 +37,31 @@ def manual(section: str) -> str:
 
 
 def _model(section: str) -> type[BaseModel]:
-    field = next(f for name, f in Recipe.model_fields.items() if section in (name, f.alias))
+    found = _inner(next(f for name, f in Recipe.model_fields.items() if section in (name, f.alias)))
+    assert found is not None
+    return found
+
+
+def _inner(field: FieldInfo) -> type[BaseModel] | None:
+    """Return the model of a section that stands in ``field``, if one does."""
     kinds = [field.annotation, *getattr(field.annotation, "__args__", ())]
-    return next(kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel))
+    return next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), None)
 
 
 def _fields(model: type[BaseModel], prefix: str) -> list[str]:
+    """Return the lines of a section's keys, those of sections inside it after them (a judge has a page of its own)."""
     names: Mapping[str, FieldInfo] = model.model_fields
-    return [line for name, field in names.items() for line in _line(prefix + name, field)]
+    lines = [line for name, field in names.items() for line in _line(prefix + name, field)]
+    for name, field in names.items():
+        inner = _inner(field)
+        if inner is not None and inner is not Judge:
+            lines += _fields(inner, f"{prefix}{name}.")
+    return lines
 
 
 def _line(name: str, field: FieldInfo) -> Iterable[str]:
-    if field.is_required():
-        value = "needed"
+    if field.is_required() or isinstance(field.default, BaseModel):
+        value = "needed" if field.is_required() else "its keys below"
     elif field.default is None or field.default == "":
         value = ""
     else:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -18,8 +19,26 @@ from transformers import PreTrainedModel
 from tiebreak.records import InputError
 
 
-def save(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> None:
-    """Write the weights, the optimizer's moments and ``state``; a kill leaves the old checkpoint or the new one.
+class Stateful(Protocol):
+    """What else a training carries from step to step: an average of the weights, a reference that follows."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Return its tensors by name."""
+        ...
+
+    def load(self, state: Mapping[str, torch.Tensor]) -> None:
+        """Take back what :meth:`state` returned."""
+        ...
+
+
+def save(
+    folder: Path,
+    model: PreTrainedModel,
+    optimizer: Any,
+    state: dict[str, Any],
+    extras: Mapping[str, Stateful] | None = None,
+) -> None:
+    """Write trained weights, the optimizer's moments and ``state``; a kill leaves the old checkpoint or the new one.
 
     Raises:
         InputError: the disk is full or may not be written; the old checkpoint stays.
@@ -28,7 +47,9 @@ def save(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer,
     try:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
-        save_file(_own(model.state_dict()), partial / "weights.safetensors")
+        save_file(_own(trained(model)), partial / "weights.safetensors")
+        for name, extra in (extras or {}).items():
+            save_file(_own(extra.state()), partial / f"{name}.safetensors")
         moments = {
             f"{number}.{name}": value
             for number, values in optimizer.state_dict()["state"].items()
@@ -48,7 +69,12 @@ def save(folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer,
 
 
 def load(
-    folder: Path, model: PreTrainedModel, optimizer: torch.optim.Optimizer, *, run: str | None = None
+    folder: Path,
+    model: PreTrainedModel,
+    optimizer: Any,
+    *,
+    run: str | None = None,
+    extras: Mapping[str, Stateful] | None = None,
 ) -> dict[str, Any] | None:
     """Restore what :func:`save` wrote into ``model`` and ``optimizer`` and return its state, or None without one.
 
@@ -66,13 +92,43 @@ def load(
             f"{folder} is the checkpoint of a training with another start, other rows, knobs or seed; remove it or "
             "train in another folder."
         )
-    model.load_state_dict(load_file(folder / "weights.safetensors"))
+    put_back(model, load_file(folder / "weights.safetensors"))
+    for name, extra in (extras or {}).items():
+        extra.load(load_file(folder / f"{name}.safetensors"))
     moments: dict[int, dict[str, torch.Tensor]] = {}
     for key, value in load_file(folder / "optimizer.safetensors").items():
         number, name = key.split(".", 1)
         moments.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
     return state
+
+
+def trained(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """Return the weights that training changes: under an adapter a small part of all."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def put_back(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+    """Set trained weights to those :func:`trained` returned once."""
+    with torch.no_grad():
+        for name, parameter in trained(model).items():
+            parameter.copy_(weights[name])
+
+
+def keep(path: Path, model: PreTrainedModel) -> None:
+    """Write the trained weights alone, in one move."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        save_file(_own(trained(model)), partial)
+        os.replace(partial, path)
+    except OSError as error:
+        raise InputError(f"The best weights cannot be written to {path}: {error}; free some space.") from error
+
+
+def kept(path: Path) -> dict[str, torch.Tensor]:
+    """Return what :func:`keep` wrote."""
+    found: dict[str, torch.Tensor] = load_file(path)
+    return found
 
 
 def discard(folder: Path) -> None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import inspect
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,128 +19,56 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tiebreak.models.attention import forest_mode
-from tiebreak.models.load import without_dropout
-from tiebreak.records import InputError, Progress, content_id, quiet
+from tiebreak.models.adapters import Adapter, adapt, has_adapter
+from tiebreak.records import InputError, Progress, quiet
 from tiebreak.registry import nearest
 from tiebreak.train import checkpoint
-from tiebreak.train.objectives.switches import Outcome, check, objective
-from tiebreak.train.rows import Example, check_rows, look, look_through, mark_of, see
+from tiebreak.train.learner import Compute, Learner
+from tiebreak.train.objectives.switches import check, objective
+from tiebreak.train.optimizers import Ema
+from tiebreak.train.order import Facts, Order
+from tiebreak.train.pace import Pace
+from tiebreak.train.reference import Follower, Reference, cached_logps, frozen_copy
+from tiebreak.train.rows import Example, Loss, check_rows, mark_of
 from tiebreak.train.track import Track
+from tiebreak.train.trackers import TRACKERS, Tracker
 
-__all__ = ["Example", "Pace", "Trained", "fit", "settle"]
+__all__ = ["Compute", "Example", "Pace", "Reference", "Trained", "Watch", "fit", "settle"]
 
 LN2 = math.log(2.0)
-DECAYS: Mapping[str, Callable[[float], float]] = {
-    "cosine": lambda left: 0.5 * (1 - math.cos(math.pi * left)),
-    "linear": lambda left: left,
-    "constant": lambda left: 1.0,
-}
-"""Factor of the learning rate by the share of steps that is left."""
-
-Loss = Callable[..., Outcome]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pace:
-    """How fast and how long: AdamW with linear warm-up, then cosine, linear or constant.
+class Watch:
+    """How a training is watched: steps between evaluations (0: at the end only), checkpoints and lines of metrics.
 
-    ``warmup`` is a share of all steps; ``clip`` bounds the gradient's norm; ``batch`` counts rows.
+    ``keep`` is ``last`` or ``best``, the weights with the lowest held-out loss; ``patience`` ends the training after
+    that many evaluations without a lower one (0: never). ``trackers`` are names of TRACKERS.
     """
 
-    epochs: float = 1.0
-    batch: int = 32
-    learning_rate: float = 1e-4
-    warmup: float = 0.05
-    decay: str = "cosine"
-    weight_decay: float = 0.0
-    clip: float = 1.0
+    evaluate_every: int = 0
+    checkpoint_every: int = 200
+    log_every: int = 10
+    keep: str = "last"
+    patience: int = 0
+    trackers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.decay not in DECAYS:
-            raise InputError(
-                f"There is no decay {self.decay!r}; there are {', '.join(DECAYS)}.{nearest(self.decay, DECAYS)}"
-            )
-        for name in ("epochs", "batch", "learning_rate", "clip"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; it has to be more than 0.")
-
-    def steps(self, rows: int) -> int:
-        """Return the number of optimizer steps over ``rows`` rows; the last batch of an epoch may be short."""
-        per_epoch = math.ceil(rows / self.batch)
-        return max(1, round(per_epoch * self.epochs))
-
-    def rate(self, step: int, steps: int) -> float:
-        """Return the learning rate of ``step`` (from 0) of ``steps``."""
-        warm = max(1, round(self.warmup * steps))
-        if step < warm:
-            return self.learning_rate * (step + 1) / warm
-        left = 1.0 - (step - warm) / max(1, steps - warm)
-        return self.learning_rate * DECAYS[self.decay](left)
+        if self.keep not in ("last", "best"):
+            raise InputError(f"keep is {self.keep!r}; expected last or best.")
+        if (self.patience or self.keep == "best") and not self.evaluate_every:
+            raise InputError("keep: best and patience need evaluations on the way; set evaluate_every.")
 
 
 class Trained(NamedTuple):
-    """What a training run did."""
+    """What a training run did; ``stopped``: it ended early; ``best``: the step with the lowest held-out loss."""
 
     steps: int
     tokens: int
     seconds: float
     last: dict[str, float]
-
-
-@dataclass(frozen=True)
-class _Task:
-    """What is learned from which rows, and how it is measured."""
-
-    model: PreTrainedModel
-    loss: Loss
-    knobs: Mapping[str, Any]
-    pace: Pace
-    rows: Sequence[Example]
-    held_out: Sequence[Example]
-    seed: int
-
-    @property
-    def head(self) -> bool:
-        return bool(self.knobs["score"] == "head")
-
-    @property
-    def pairs(self) -> bool:
-        return bool(self.knobs["score"])
-
-    @property
-    def mark(self) -> str:
-        """A hash of all that decides the result; taken from the start, before any update."""
-        name = {"loss": f"{self.loss.__module__}:{self.loss.__qualname__}", "seed": self.seed}
-        return mark_of(self.model, self.rows, self.knobs, asdict(self.pace), name)
-
-    def references(self, rows: Sequence[Example]) -> Tensor | None:
-        """Return the start model's log-probs of every pair (R, 2): it is the reference, so this runs before any update.
-
-        A user's own score map gets them too.
-        """
-        if not rows or self.knobs["score"] in ("", "head", "log_prob"):
-            return None
-        return look_through(self.model, rows, head=False, batch=self.pace.batch).view(-1, 2)
-
-    def outcome(self, rows: Sequence[Example], values: Tensor, reference: Tensor | None) -> Outcome:
-        flat = None if reference is None else reference.flatten()
-        seen = see(rows, values, head=self.head, pairs=self.pairs, reference=flat)
-        return self.loss(seen, **self.knobs)
-
-    def measure(self, reference: Tensor | None) -> dict[str, float]:
-        """Evaluate the held-out rows as one batch: no mean of means, whatever the batch size."""
-        values = look_through(self.model, self.held_out, head=self.head, batch=self.pace.batch)
-        outcome = self.outcome(self.held_out, values, reference)
-        return {f"eval/{name}": value for name, value in _numbers(outcome).items()}
-
-
-class _Every(NamedTuple):
-    """Steps between evaluations (0: at the end only), checkpoints and lines of metrics."""
-
-    evaluate: int
-    checkpoint: int
-    log: int
+    stopped: bool = False
+    best: int = 0
 
 
 def fit(
@@ -151,10 +80,15 @@ def fit(
     seed: int,
     folder: Path,
     held_out: Sequence[Example] = (),
-    evaluate_every: int = 0,
-    checkpoint_every: int = 200,
-    log_every: int = 10,
+    watch: Watch | None = None,
+    compute: Compute | None = None,
+    reference: Reference | None = None,
+    adapter: Adapter | None = None,
+    optimizer: str = "adamw",
+    optimizer_knobs: Mapping[str, Any] | None = None,
+    ema: float = 0.0,
     loss: Loss = objective,
+    cache: Path | None = None,
     progress: Progress = quiet,
 ) -> Trained:
     """Train ``model`` in place on ``examples`` with the objective that ``knobs`` name.
@@ -167,62 +101,208 @@ def fit(
             the same start again, for it is the reference.
         examples: rows; pair objectives need two branches in each.
         knobs: the switches and scalars of ``loss``; what is not given is its default.
-        pace: epochs, batch size and learning rate.
-        seed: orders the rows.
+        pace: epochs, batch size, order and learning rate.
+        seed: orders the rows and draws an adapter.
         folder: holds ``metrics.jsonl`` and ``checkpoint/``.
-        held_out: rows that are never trained on, evaluated every ``evaluate_every`` steps and at the end.
-        evaluate_every: 0 evaluates at the end only.
-        checkpoint_every: steps between checkpoints.
-        log_every: steps between lines of metrics.
+        held_out: rows that are never trained on, evaluated as ``watch`` says and at the end.
+        watch: when to evaluate, save and log, and when to stop.
+        compute: precision, activation checkpointing and the token budget of a forest.
+        reference: where the log-probs of the start come from, and whether it follows the policy.
+        adapter: train this adapter instead of all weights; it stays in ``model``.
+        optimizer: a row of OPTIMIZERS.
+        optimizer_knobs: its knobs.
+        ema: decay of a moving average of the weights, which becomes the result; 0 is none.
         loss: :func:`~tiebreak.train.objectives.switches.objective`, or a function of the same shape: a ``Seen`` and
             keywords, ``score`` among them, to an ``Outcome``.
+        cache: folder of reference log-probs that trainings share; ``folder`` when missing.
         progress: called after each step with steps done, steps in all and the latest numbers.
 
     Raises:
         InputError: rows that cannot be trained on, an unknown switch, a checkpoint of another run, a first DPO loss
             that is not ln 2 (the reference is not the policy's start), or a loss or gradient that is not finite.
     """
-    task = _Task(model, loss, settle(loss, knobs), pace, examples, held_out, seed)
-    check_rows(examples, model, pairs=task.pairs)
+    whole, follow, watch = settle(loss, knobs), reference or Reference(), watch or Watch()
+    if watch.evaluate_every and not held_out and (watch.patience or watch.keep == "best"):
+        raise InputError("keep: best and patience need held-out rows; set held_out above 0.")
+    check_rows(examples, model, pairs=bool(whole["score"]))
     if held_out:
-        check_rows(held_out, model, pairs=task.pairs)
+        check_rows(held_out, model, pairs=bool(whole["score"]))
     started = time.monotonic()
-    with forest_mode(without_dropout(model).train()):
-        state = _learn(task, folder, _Every(evaluate_every, checkpoint_every, log_every), progress)
-    model.eval()
-    return Trained(state["step"], state["tokens"], time.monotonic() - started, state["last"])
+    made = {"optimizer": optimizer, **(optimizer_knobs or {}), "ema": ema, "seed": seed}
+    made |= {"loss": f"{loss.__module__}:{loss.__qualname__}", "adapter": repr(adapter)}
+    settings = (whole, asdict(pace), asdict(compute or Compute()), asdict(follow), made)
+    run = mark_of(model, examples, *settings)
+    if adapter is not None and not has_adapter(model):
+        adapt(model, adapter, seed=seed)
+    compares = whole["score"] not in ("", "head", "log_prob")
+    other = frozen_copy(model, follow) if compares and follow.compute == "step" else None
+    learner = Learner(
+        model, whole, pace, compute, loss=loss, optimizer=optimizer, optimizer_knobs=optimizer_knobs, reference=other
+    )
+    order = Order(
+        Facts(
+            tokens=[row.tree.size for row in examples],
+            labels=[row.label for row in examples],
+            difficulty=[1 - abs(2 * row.p - 1) for row in examples],
+        ),
+        batch=pace.batch,
+        seed=seed,
+        by=pace.order,
+        mixture=pace.mixture,
+        batch_tokens=pace.batch_tokens,
+    )
+    training = _Training(learner, order, examples, held_out, watch, folder, run)
+    training.average = Ema(model, ema) if ema else None
+    training.follower = Follower(other, follow) if other is not None and follow.sync_every else None
+    with learner.ready():
+        if compares:
+            training.look_back(None if follow.compute == "step" else cache or folder / "reference")
+        state = training.go(progress)
+    return Trained(
+        steps=state["step"],
+        tokens=state["tokens"],
+        seconds=time.monotonic() - started,
+        last=state["last"],
+        stopped=state["stopped"],
+        best=state["best_step"],
+    )
 
 
-def _learn(task: _Task, folder: Path, every: _Every, progress: Progress) -> dict[str, Any]:
-    """Take all steps, or those a checkpoint has left, and return the last state."""
-    model, pace, at = task.model, task.pace, folder / "checkpoint"
-    run, steps, optimizer = task.mark, pace.steps(len(task.rows)), _optimizer(model, pace)
-    reference, apart = task.references(task.rows), task.references(task.held_out)
-    state = checkpoint.load(at, model, optimizer, run=run) or {"run": run, "step": 0, "tokens": 0}
-    numbers: dict[str, float] = {}
-    with Track(folder / "metrics.jsonl", after=state["step"]) as track:
-        for step in range(state["step"], steps):
-            rows = _batch(step, len(task.rows), pace.batch, task.seed)
-            part = [task.rows[i] for i in rows]
-            values, size = look(model, part, head=task.head)
-            outcome = task.outcome(part, values, None if reference is None else reference[rows])
-            numbers = _update(task, optimizer, outcome, step, steps)
-            done = step + 1
-            state |= {"step": done, "tokens": state["tokens"] + size}
-            if done % every.log == 0 or done in (1, steps):
-                shown = {"epoch": done / steps * pace.epochs, "tokens": state["tokens"], **numbers}
-                track.write(done, {**shown, **_numbers(outcome)})
-            if task.held_out and done < steps and every.evaluate and done % every.evaluate == 0:
-                track.write(done, task.measure(apart))
-            progress(done, steps, numbers)
-            if done % every.checkpoint == 0 and done < steps:
-                checkpoint.save(at, model, optimizer, state)
-        if "last" not in state:
-            state["last"] = task.measure(apart) if task.held_out else numbers
-            if task.held_out:
-                track.write(steps, state["last"])
-            checkpoint.save(at, model, optimizer, state)
-    return state
+class _Training:
+    """A learner with its rows, its references and its state on disk."""
+
+    def __init__(
+        self,
+        learner: Learner,
+        order: Order,
+        rows: Sequence[Example],
+        held_out: Sequence[Example],
+        watch: Watch,
+        folder: Path,
+        run: str,
+    ) -> None:
+        self.learner, self.order, self.rows, self.held_out = learner, order, rows, held_out
+        self.watch, self.folder, self.run = watch, folder, run
+        self.steps = order.steps(learner.pace.epochs)
+        self.average: Ema | None = None
+        self.follower: Follower | None = None
+        self.references: Tensor | None = None
+        self.apart: Tensor | None = None
+
+    def look_back(self, cache: Path | None) -> None:
+        """Get the log-probs of a reference that stays, while the model still is that reference.
+
+        Those of the held-out rows are kept, for they are asked for often; those of the rows only where ``cache`` says
+        that they are not to be computed in the step.
+        """
+        if self.held_out and self.follower is None:
+            self.apart = self.learner.reference_logps(self.held_out)
+        if cache is not None:
+            self.references = cached_logps(self.learner, self.rows, cache).logps
+
+    def go(self, progress: Progress) -> dict[str, Any]:
+        """Take all steps, or those a checkpoint has left, and return the last state."""
+        fresh = {"run": self.run, "step": 0, "tokens": 0, "stopped": False, "best": None, "best_step": 0, "worse": 0}
+        state: dict[str, Any] = self._restore() or fresh
+        trackers = [self._tracker(name, state["step"]) for name in self.watch.trackers]
+        with Track(self.folder / "metrics.jsonl", after=state["step"], trackers=trackers) as track:
+            while state["step"] < self.steps and not state["stopped"]:
+                self._step(state, track, progress)
+                if state["step"] % self.watch.checkpoint_every == 0 and state["step"] < self.steps:
+                    self._save(state)
+            if "last" not in state:
+                self._finish(state, track)
+                self._save(state)
+        return state
+
+    def _step(self, state: dict[str, Any], track: Track, progress: Progress) -> None:
+        number, watch, learner = state["step"], self.watch, self.learner
+        rows = self.order.rows(number)
+        references = None if self.references is None else self.references[rows]
+        done = learner.step([self.rows[i] for i in rows], number, self.steps, references)
+        if number == 0:
+            _assert_start(learner, done.numbers["loss"])
+        if self.average is not None:
+            self.average.update(learner.model)
+        if self.follower is not None:
+            self.follower.follow(learner.model, number + 1)
+        state |= {"step": number + 1, "tokens": state["tokens"] + done.tokens, "numbers": done.numbers}
+        if (number + 1) % watch.log_every == 0 or number + 1 in (1, self.steps):
+            epoch = (number + 1) / self.steps * learner.pace.epochs
+            track.write(number + 1, {"epoch": epoch, "num_tokens": state["tokens"], **done.numbers})
+        if (
+            watch.evaluate_every
+            and self.held_out
+            and (number + 1) % watch.evaluate_every == 0
+            and number + 1 < self.steps
+        ):
+            self._judge(state, self._measure(), track)
+        shown = ("loss", "grad_norm", "learning_rate")
+        progress(number + 1, self.steps, {name: done.numbers[name] for name in shown})
+
+    def _measure(self) -> dict[str, float]:
+        """Evaluate the held-out rows as one batch: no mean of means, whatever the batch size."""
+        learner = self.learner
+        with self.average.swapped(learner.model) if self.average is not None else nullcontext(), torch.no_grad():
+            learner.model.eval()
+            values = learner.values(self.held_out)
+            learner.model.train()
+        apart = self.apart
+        if apart is None and learner.compares:
+            apart = learner.reference_logps(self.held_out)
+        outcome = learner.outcome(self.held_out, values, apart)
+        return {f"eval/{name}": float(value) for name, value in {"loss": outcome.loss, **outcome.metrics}.items()}
+
+    def _judge(self, state: dict[str, Any], measured: dict[str, float], track: Track) -> None:
+        """Note an evaluation; keep the weights if they are the best so far, stop if the patience is over."""
+        track.write(state["step"], measured)
+        loss, state["latest"] = measured["eval/loss"], measured
+        if state["best"] is None or loss < state["best"]:
+            state |= {"best": loss, "best_step": state["step"], "worse": 0, "measured": measured}
+            if self.watch.keep == "best":
+                with self.average.swapped(self.learner.model) if self.average is not None else nullcontext():
+                    checkpoint.keep(self.folder / "best.safetensors", self.learner.model)
+        else:
+            state["worse"] += 1
+        state["stopped"] = bool(self.watch.patience) and state["worse"] >= self.watch.patience
+
+    def _finish(self, state: dict[str, Any], track: Track) -> None:
+        """Evaluate at the end, and leave in the model what the training was to give: last or best, averaged or not."""
+        state["last"] = state["numbers"]
+        if self.held_out:
+            if not state["stopped"]:
+                self._judge(state, self._measure(), track)
+                state["stopped"] = False
+            state["last"] = state["measured"] if self.watch.keep == "best" else state["latest"]
+        if self.watch.keep == "best":
+            checkpoint.put_back(self.learner.model, checkpoint.kept(self.folder / "best.safetensors"))
+        elif self.average is not None:
+            checkpoint.put_back(self.learner.model, self.average.state())
+
+    def _extras(self) -> dict[str, checkpoint.Stateful]:
+        return {
+            name: extra
+            for name, extra in (("average", self.average), ("reference", self.follower))
+            if extra is not None
+        }
+
+    def _restore(self) -> dict[str, Any] | None:
+        at = self.folder / "checkpoint"
+        return checkpoint.load(at, self.learner.model, self.learner.optimizer, run=self.run, extras=self._extras())
+
+    def _save(self, state: dict[str, Any]) -> None:
+        at = self.folder / "checkpoint"
+        checkpoint.save(at, self.learner.model, self.learner.optimizer, state, self._extras())
+
+    def _tracker(self, name: str, after: int) -> Tracker:
+        made: Tracker = TRACKERS[name].load()(
+            self.folder,
+            project=self.folder.parent.name,
+            run=f"{self.folder.name}-{self.run[:8]}",
+            settings={**self.learner.knobs, **asdict(self.learner.pace), **asdict(self.learner.compute)},
+            after=after,
+        )
+        return made
 
 
 def settle(loss: Loss, knobs: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,56 +322,12 @@ def settle(loss: Loss, knobs: Mapping[str, Any]) -> dict[str, Any]:
     return whole
 
 
-def _optimizer(model: PreTrainedModel, pace: Pace) -> torch.optim.Optimizer:
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    return torch.optim.AdamW(trained, lr=pace.learning_rate, weight_decay=pace.weight_decay, fused=True)
-
-
-def _batch(step: int, rows: int, batch: int, seed: int) -> list[int]:
-    """Return the rows of ``step``: each epoch is a permutation drawn from (seed, epoch)."""
-    per_epoch = math.ceil(rows / batch)
-    epoch, place = divmod(step, per_epoch)
-    generator = torch.Generator().manual_seed(int(content_id("epoch", seed, epoch)[:15], 16))
-    order: list[int] = torch.randperm(rows, generator=generator)[place * batch : (place + 1) * batch].tolist()
-    return order
-
-
-def _update(task: _Task, optimizer: torch.optim.Optimizer, outcome: Outcome, step: int, steps: int) -> dict[str, float]:
-    """Take one optimizer step; nothing is updated from a loss or a gradient that is not finite."""
-    loss = float(outcome.loss.detach())
-    _assert_finite("loss", loss, step)
-    if step == 0:
-        _assert_start(task, loss)
-    rate = task.pace.rate(step, steps)
-    for group in optimizer.param_groups:
-        group["lr"] = rate
-    outcome.loss.backward()
-    norm = float(torch.nn.utils.clip_grad_norm_(task.model.parameters(), task.pace.clip))
-    if not math.isfinite(norm):
-        optimizer.zero_grad(set_to_none=True)
-        _assert_finite("gradient's norm", norm, step)
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
-    return {"loss": loss, "grad_norm": norm, "learning_rate": rate}
-
-
-def _assert_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise InputError(
-            f"The {what} at step {step + 1} is {value}; lower the learning rate or look for broken rows. "
-            "The last checkpoint is kept."
-        )
-
-
-def _assert_start(task: _Task, loss: float) -> None:
+def _assert_start(learner: Learner, loss: float) -> None:
     """Refuse a reference that is not the policy's start: dropout, another precision or other weights."""
-    known = task.loss is objective and task.knobs["score"] == "log_ratio" and task.knobs["link"] == "logistic"
-    if known and not task.knobs["nll"] and not abs(loss - LN2) < 1e-3:
+    knobs = learner.knobs
+    known = learner.loss is objective and knobs["score"] == "log_ratio" and knobs["link"] == "logistic"
+    if known and not knobs["nll"] and not abs(loss - LN2) < 1e-3:
         raise InputError(
             f"The first loss is {loss:.4f} and should be ln 2 = {LN2:.4f}: policy and reference differ before any "
             "update (dropout on, another precision, or not the same weights)."
         )
-
-
-def _numbers(outcome: Outcome) -> dict[str, float]:
-    return {"loss": float(outcome.loss.detach()), **{name: float(value) for name, value in outcome.metrics.items()}}

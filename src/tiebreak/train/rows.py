@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,23 +12,32 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tiebreak.models.forest import Tree, plant
+from tiebreak.models.forest import Forest, Tree
 from tiebreak.models.heads import scores
 from tiebreak.models.load import context_of
 from tiebreak.models.logprobs import token_logps
 from tiebreak.records import InputError
-from tiebreak.train.objectives.switches import Seen
+from tiebreak.train.objectives.switches import Outcome, Seen, Whole
+
+Loss = Callable[..., Outcome]
+"""An objective: a :class:`Seen` and keywords, ``score`` among them, to an :class:`Outcome`."""
 
 
 class Example(NamedTuple):
     """One row to train on: a tree with one branch, or with the chosen branch first and the rejected one second.
 
-    ``p`` is P(chosen is better); ``weight`` counts the row that many times.
+    ``p`` is P(chosen is better); ``weight`` counts the row that many times; ``label`` names the dataset it comes from.
     """
 
     tree: Tree
     p: float = 1.0
     weight: float = 1.0
+    label: str = ""
+
+    @property
+    def lengths(self) -> list[int]:
+        """How many tokens of each branch are learned."""
+        return [sum(taught) for taught in self.tree.taught] or [len(branch) for branch in self.tree.branches]
 
 
 def check_rows(rows: Sequence[Example], model: PreTrainedModel, *, pairs: bool) -> None:
@@ -54,36 +63,44 @@ def check_rows(rows: Sequence[Example], model: PreTrainedModel, *, pairs: bool) 
             raise InputError(f"Row {number} has {longest} tokens and the model {context} positions; lower window.")
 
 
-def look(model: PreTrainedModel, rows: Sequence[Example], *, head: bool) -> tuple[Tensor, int]:
-    """Return each branch's score, or its summed log-probability, shape (B,), and how many tokens were computed."""
-    forest = plant([row.tree for row in rows]).to(model.device)
-    values = scores(model, forest) if head else forest.sums(token_logps(model, forest))
-    return values, forest.ids.numel()
+def look(model: PreTrainedModel, forest: Forest, *, head: bool) -> Tensor:
+    """Return each branch's score, or the sum of its learned tokens' log-probs, shape (B,), in float32."""
+    return scores(model, forest) if head else forest.sums(token_logps(model, forest))
 
 
-def look_through(model: PreTrainedModel, rows: Sequence[Example], *, head: bool, batch: int) -> Tensor:
-    """Return :func:`look` over all ``rows`` without gradients, shape (B,)."""
-    with torch.no_grad():
-        parts = [look(model, rows[i : i + batch], head=head)[0] for i in range(0, len(rows), batch)]
-    return torch.cat(parts)
+def whole_of(rows: Sequence[Example], pairs: bool) -> Whole:
+    """Return what a loss over ``rows`` is divided by, whichever part of them is computed at once."""
+    return Whole(
+        weight=sum(row.weight for row in rows),
+        tokens=sum(row.weight * branch for row in rows for branch in row.lengths[: 1 if pairs else None]),
+    )
 
 
-def see(rows: Sequence[Example], values: Tensor, *, head: bool, pairs: bool, reference: Tensor | None) -> Seen:
+def see(
+    rows: Sequence[Example],
+    values: Tensor,
+    *,
+    head: bool,
+    pairs: bool,
+    reference: Tensor | None,
+    whole: Whole | None = None,
+) -> Seen:
     """Hand an objective the branch values of ``rows``; pairs stand chosen first, rejected second."""
     device = values.device
-    sizes = [(len(branch), row.weight) for row in rows for branch in row.tree.branches]
+    sizes = [(length, row.weight) for row in rows for length in row.lengths]
     seen: dict[str, Tensor | None] = {"scores" if head else "logps": values, "reference": reference}
     if pairs:
         firsts = torch.arange(len(rows), device=device) * 2
         seen |= {"chosen": firsts, "rejected": firsts + 1, "p": torch.tensor([row.p for row in rows], device=device)}
     lengths = torch.tensor([length for length, _ in sizes], device=device)
-    return Seen(lengths=lengths, weight=torch.tensor([weight for _, weight in sizes], device=device), **seen)
+    weight = torch.tensor([weight for _, weight in sizes], device=device)
+    return Seen(lengths=lengths, weight=weight, whole=whole, **seen)
 
 
 def mark_of(model: PreTrainedModel, rows: Sequence[Example], *settings: Mapping[str, Any]) -> str:
     """Return a hash of all that decides a training's result, so that a checkpoint is resumed by its own run only.
 
-    Of each weight tensor up to 4096 evenly spaced numbers are read: enough to tell two models apart, at no cost.
+    Of each weight tensor its sum and up to 4096 evenly spaced numbers are read: enough to tell two models apart.
     """
     digest = hashlib.blake2b(repr([sorted(part.items()) for part in settings]).encode(), digest_size=16)
     for part in _parts(model, rows):
@@ -95,7 +112,8 @@ def _parts(model: PreTrainedModel, rows: Sequence[Example]) -> Iterator[np.ndarr
     for parameter in model.parameters():
         flat = parameter.detach().flatten()
         yield flat[:: max(1, len(flat) // 4096)].float().cpu().numpy()
+        yield flat.sum(dtype=torch.float64).cpu().numpy()
     for row in rows:
         yield np.array([row.p, row.weight])
-        for ids in (row.tree.trunk, *row.tree.branches):
+        for ids in (row.tree.trunk, *row.tree.branches, *row.tree.taught):
             yield np.array([len(ids), *ids], dtype=np.int64)

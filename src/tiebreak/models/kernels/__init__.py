@@ -1,1 +1,1 @@
-"""Attention within trees, one file a kernel: padded rows for small trees, blocks for large ones, FlexAttention on CUDA."""
+"""Attention within trees, a file a kernel: padded rows for small trees, blocks for large ones, and FlexAttention."""

@@ -40,7 +40,9 @@ def block_mask(forest: Forest, window: int | None = None) -> BlockMask:
         kin = (tree[query] == tree[key]) & ((owner[key] < 0) | (owner[key] == owner[query]))
         return kin & (back >= 0) & (back < reach)
 
-    return create_block_mask(sees, None, None, whole, whole, device=device, BLOCK_SIZE=BLOCK, _compile=device.type != "cpu")
+    return create_block_mask(
+        sees, None, None, whole, whole, device=device, BLOCK_SIZE=BLOCK, _compile=device.type != "cpu"
+    )
 
 
 def attend(

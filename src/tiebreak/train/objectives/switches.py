@@ -26,6 +26,9 @@ class Seen:
     ``logps`` and ``reference`` (B,) are summed log-probabilities of completions, EOS included; ``scores`` (B,) a reward
     head's; ``lengths`` (B,) tokens; ``chosen`` and ``rejected`` (P,) index branches; ``p`` (P,) is P(chosen is better);
     ``weight`` (B,) is a row's weight, for a pair that of its chosen branch.
+
+    ``whole`` is what to divide by: a batch may be computed in parts, and each part's loss is its share of the whole, so
+    that the parts' gradients add up to the gradient of the batch whichever way it was split.
     """
 
     lengths: Tensor
@@ -36,6 +39,14 @@ class Seen:
     chosen: Tensor | None = None
     rejected: Tensor | None = None
     p: Tensor | None = None
+    whole: Whole | None = None
+
+
+class Whole(NamedTuple):
+    """The batch that a part belongs to: its rows' weight, and the weighted learned tokens of their first branches."""
+
+    weight: float
+    tokens: float
 
 
 class Outcome(NamedTuple):
@@ -141,7 +152,7 @@ def objective(
         chosen, rejected = values[seen.chosen], values[seen.rejected]
         weight = seen.weight[seen.chosen]
         losses = choose("link", LINKS, link)(chosen - rejected, choose("target", TARGETS, target)(seen.p))
-        loss = loss + (weight * losses).sum() / weight.sum()
+        loss = loss + (weight * losses).sum() / (weight.sum() if seen.whole is None else seen.whole.weight)
         metrics |= _pair_metrics(chosen.detach(), rejected.detach())
         if seen.logps is not None:
             metrics["logps/chosen"] = seen.logps.detach()[seen.chosen].mean()
@@ -149,7 +160,7 @@ def objective(
     if nll:
         assert seen.logps is not None
         first = torch.arange(len(seen.logps), device=seen.logps.device) if seen.chosen is None else seen.chosen
-        tokens = (seen.weight * seen.lengths)[first].sum()
+        tokens = (seen.weight * seen.lengths)[first].sum() if seen.whole is None else seen.whole.tokens
         token_loss = -(seen.weight * seen.logps)[first].sum() / tokens
         loss = loss + nll * token_loss
         metrics["nll"] = token_loss.detach()
