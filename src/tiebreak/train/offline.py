@@ -20,6 +20,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from tiebreak.models.adapters import Adapter, adapt, has_adapter
+from tiebreak.models.heap import keep_freed_memory
 from tiebreak.records import InputError, Progress, quiet
 from tiebreak.registry import nearest
 from tiebreak.train import checkpoint
@@ -154,6 +155,8 @@ def fit(
     training = _Training(learner, order, examples, held_out, watch, folder, run)
     training.average = Ema(model, ema) if ema else None
     training.follower = Follower(other, follow) if other is not None and follow.sync_every else None
+    if model.device.type == "cpu":
+        keep_freed_memory()
     with learner.ready():
         if compares:
             training.look_back(None if follow.compute == "step" else cache or folder / "reference")
