@@ -46,7 +46,7 @@ VERBS = {
     "report": "Write the page that tells the whole run.",
     "export": "Write the pairs in the shapes other trainers read.",
 }
-TOP = ("project", "seed", "threads", "ledger", *VERBS)
+TOP = ("project", "seed", "threads", "device", "ledger", *VERBS)
 TABLES = {
     "data": ("tiebreak.data.formats", "FORMATS"),
     "judge": ("tiebreak.judge.table", "JUDGES"),

@@ -64,6 +64,37 @@ RUNS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
 }
+SPREAD = {"initializer_range": 0.2}
+ENCODERS: dict[str, dict[str, Any]] = {
+    "bert": {**SIZES, **SPREAD},
+    "distilbert": {
+        "dim": 32,
+        "hidden_dim": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "max_position_embeddings": 128,
+        "initializer_range": 0.2,
+    },
+    "roberta": {**SIZES, **SPREAD},
+    "deberta-v2": {
+        **SIZES,
+        **SPREAD,
+        "relative_attention": True,
+        "pos_att_type": ["p2c", "c2p"],
+        "position_biased_input": False,
+    },
+    "modernbert": {
+        **SIZES,
+        **SPREAD,
+        "local_attention": 2 * WINDOW,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "classifier_pooling": "mean",
+    },
+    "electra": {**SIZES, **SPREAD, "embedding_size": 16},
+    "albert": {**SIZES, **SPREAD, "embedding_size": 16},
+    "mpnet": {**SIZES, **SPREAD},
+}
+"""Models that attend in both directions, with the switches that their published weights have."""
 NO_CLASSIFIER = ("cohere", "granite")
 """Architectures that transformers has no sequence classifier for."""
 FALCON = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -171,11 +171,26 @@ def test_a_second_loop_in_another_folder_is_equal_to_the_byte(recipe: str, tiebr
 def test_threads_are_set_for_models_alone_and_given_back() -> None:
     import torch
 
-    from tiebreak.run.run import _threads
+    from tiebreak.recipe import Recipe
+    from tiebreak.run.run import _machine
 
     before = torch.get_num_threads()
-    with _threads(1):
+    with _machine(Recipe(threads=1)):
         assert torch.get_num_threads() == 1
     assert torch.get_num_threads() == before
-    with _threads(None):
+    with _machine(Recipe()):
         assert torch.get_num_threads() == before
+
+
+def test_a_device_that_is_not_here_is_one_sentence_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
+    from tiebreak.recipe import Recipe
+    from tiebreak.run.run import _machine
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with (
+        pytest.raises(InputError, match=r"device is 'cuda'.*no CUDA device.*set device=cpu"),
+        _machine(Recipe(device="cuda")),
+    ):
+        pass

@@ -6,35 +6,26 @@ notice. With the adapter off it is its base again, which is the reference of pre
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from tiebreak.models.load import Loaded, has_reward_head, load_causal, load_reward, load_tokenizer, to_reward
+from tiebreak.models.heads import is_encoder
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
 
 KINDS = ("lora", "dora", "qlora")
 ALL = "all-linear"
 """Every linear layer but the vocabulary head and a reward head."""
-
-CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-PREFIX = "base_model.model."
-"""What PEFT writes before each name of a weight."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +78,8 @@ def adapt(model: PreTrainedModel, adapter: Adapter, *, seed: int) -> PreTrainedM
 
     if has_adapter(model):
         raise InputError(f"The {type(model).__name__} has an adapter already; merge that one first.")
+    if is_encoder(model):
+        raise InputError(f"{type(model).__name__} is an encoder, which trains as a whole; leave out adapter.")
     if adapter.kind == "qlora":
         _check_bitsandbytes()
         if not getattr(model, "is_loaded_in_4bit", False):
@@ -104,7 +97,7 @@ def adapt(model: PreTrainedModel, adapter: Adapter, *, seed: int) -> PreTrainedM
         task_type="SEQ_CLS" if head else "CAUSAL_LM",
         modules_to_save=["score"] if head else None,
     )
-    _add(model, config, seed=seed)
+    put_in(model, config, seed=seed)
     return model
 
 
@@ -122,7 +115,7 @@ def adapter_off(model: PreTrainedModel) -> Iterator[None]:
     Raises:
         InputError: there is no adapter, so the model itself would pass for its own reference.
     """
-    parts = [module for _, module in _parts(model)]
+    parts = [module for _, module in adapted(model)]
     on = [part for part in parts if not part.disable_adapters]
     trained = [(parameter, parameter.requires_grad) for part in parts for parameter in part.parameters()]
     try:
@@ -145,7 +138,7 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
         InputError: there is no adapter, the base is in 4 bits, which would round the update away, or an adapted layer
             shares its weights with another.
     """
-    parts = _parts(model)
+    parts = adapted(model)
     if getattr(model, "is_loaded_in_4bit", False):
         raise InputError(
             "An adapter cannot be merged into a base in 4 bits, which would round it away; save the adapter, load it "
@@ -165,68 +158,6 @@ def merged(model: PreTrainedModel) -> PreTrainedModel:
     del model.peft_config
     model._hf_peft_config_loaded = False
     return model.requires_grad_(True)
-
-
-def save_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str) -> None:
-    """Write a PEFT folder (configuration, safetensors) and the tokenizer in one move: all of it or nothing.
-
-    Args:
-        model: an adapted model; a reward model's head is saved with the adapter.
-        tokenizer: goes beside it, so that the folder can be used like a model's.
-        folder: is replaced where it exists.
-        base: folder or hub name of the frozen model, for whoever loads the adapter.
-
-    Raises:
-        InputError: there is no adapter.
-    """
-    from peft import get_peft_model_state_dict
-
-    _parts(model)
-    config = {**model.peft_config["default"].to_dict(), "base_model_name_or_path": base}
-    tensors = get_peft_model_state_dict(model, save_embedding_layers=False)
-    own = {PREFIX + name: tensors[name].detach().contiguous() for name in sorted(tensors)}
-    with _one_move(folder) as partial:
-        (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=sorted))
-        save_file(own, partial / WEIGHTS, metadata={"format": "pt"})
-        tokenizer.save_pretrained(partial)
-
-
-def load_adapter(where: str | Path, *, base: str | None = None, device: str = "cpu") -> Loaded:
-    """Load a PEFT folder on its base, as :func:`adapt` would leave it: the base frozen, the adapter ready to train.
-
-    A reward adapter may name a causal model as its base, for it brings a head of its own. The base comes in full
-    precision, after ``qlora`` too, so that ``merged(load_adapter(where).model)`` gives a plain model; numbers then
-    differ from those in 4 bits by what rounding did to the base.
-
-    Args:
-        where: the folder.
-        base: where the base is now; as the adapter's configuration says if not given.
-        device: where the model goes.
-
-    Raises:
-        InputError: the folder is not a LoRA or DoRA adapter, or its base is missing or another one.
-    """
-    from peft import get_peft_model_state_dict, set_peft_model_state_dict
-
-    folder = Path(where)
-    config = _read_config(folder)
-    base = base or config.base_model_name_or_path
-    if not base:
-        raise InputError(f"The adapter {folder} does not say which model is its base; pass base.")
-    head = config.task_type == "SEQ_CLS"
-    loaded = _with_tokenizer(folder, _load_base(folder, base, head=head, device=device))
-    model = loaded.model.eval()
-    _add(model, config, seed=0)
-    found = {name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
-    wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
-    for name in sorted(found.keys() | wanted.keys()):
-        if _shape(found, name) != _shape(wanted, name):
-            raise InputError(
-                f"The adapter {folder} does not fit the base {base}: {name} is {_shape(found, name)} in the adapter "
-                f"and {_shape(wanted, name)} in the model; pass the base it was trained on."
-            )
-    set_peft_model_state_dict(model, found)
-    return loaded
 
 
 def quantized_settings() -> dict[str, Any]:
@@ -249,7 +180,7 @@ def quantized_settings() -> dict[str, Any]:
     return {"quantization_config": quantized, "dtype": torch.bfloat16}
 
 
-def _add(model: PreTrainedModel, config: Any, *, seed: int) -> None:
+def put_in(model: PreTrainedModel, config: Any, *, seed: int) -> None:
     """Let PEFT put the adapter into ``model``; A is drawn on the processor, wherever the model is.
 
     The adapter is in float32 on any base, for in bfloat16 small updates are rounded away.
@@ -263,11 +194,11 @@ def _add(model: PreTrainedModel, config: Any, *, seed: int) -> None:
             model.add_adapter(config)
         except ValueError as error:
             model._hf_peft_config_loaded = False
-            raise InputError(f"An adapter cannot sit on {type(model).__name__}: {_first(error)}") from error
+            raise InputError(f"An adapter cannot sit on {type(model).__name__}: {first(error)}") from error
     cast_adapter_dtype(model, "default")
 
 
-def _parts(model: PreTrainedModel) -> list[tuple[str, Any]]:
+def adapted(model: PreTrainedModel) -> list[tuple[str, Any]]:
     """Return the modules of PEFT in ``model`` with their names: adapted layers, and heads that are trained whole."""
     if not has_adapter(model):
         raise InputError(f"The {type(model).__name__} has no adapter; add one with adapt, or load one.")
@@ -354,76 +285,6 @@ def _check_bitsandbytes() -> None:
         )
 
 
-def _read_config(folder: Path) -> Any:
-    from peft import PeftConfig
-
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise InputError(f"{folder} is not an adapter: it has no {name}; pass a folder that save_adapter wrote.")
-    try:
-        kind = json.loads((folder / CONFIG).read_text())["peft_type"]
-        if kind != "LORA":
-            raise InputError(f"The adapter {folder} is of the kind {kind}; expected LORA.")
-        config = PeftConfig.from_pretrained(str(folder))
-    except (ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{folder / CONFIG} cannot be read: {_first(error)}") from error
-    start = config.init_lora_weights
-    if config.bias != "none" or (isinstance(start, str) and start != "gaussian"):
-        raise InputError(
-            f"The adapter {folder} changes the weights of its base (bias {config.bias}, init_lora_weights {start}), so "
-            "the base would not be there with the adapter off; expected a plain LoRA or DoRA."
-        )
-    config.inference_mode = False
-    return config
-
-
-def _load_base(folder: Path, base: str, *, head: bool, device: str) -> Loaded:
-    try:
-        if head and has_reward_head(base):
-            return load_reward(base, device=device)
-        loaded = load_causal(base, device=device)
-        return Loaded(to_reward(loaded.model, loaded.tokenizer, seed=0), loaded.tokenizer) if head else loaded
-    except InputError as error:
-        told = (
-            f"The base of the adapter {folder} is not to be had; put it back, or pass base ({str(error).rstrip('.')})."
-        )
-        raise InputError(told) from error
-
-
-def _with_tokenizer(folder: Path, base: Loaded) -> Loaded:
-    """Return the base with the tokenizer that was saved beside the adapter, where there is one."""
-    if not (folder / "tokenizer_config.json").is_file():
-        return base
-    model, tokenizer = base.model, load_tokenizer(folder)
-    rows = model.get_input_embeddings().num_embeddings
-    if len(tokenizer) > rows:
-        raise InputError(
-            f"The tokenizer of the adapter {folder} has {len(tokenizer)} tokens and its base {rows}; pass the base it "
-            "was trained on."
-        )
-    for config in (model.config, getattr(model, "generation_config", None)):
-        if config is not None:
-            config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    return Loaded(model, tokenizer)
-
-
-def _shape(tensors: dict[str, Tensor], name: str) -> str:
-    return "x".join(map(str, tensors[name].shape)) if name in tensors else "missing"
-
-
-def _first(error: Exception) -> str:
+def first(error: Exception) -> str:
+    """Return the first line of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0]
-
-
-@contextmanager
-def _one_move(folder: Path) -> Iterator[Path]:
-    """Give an empty folder to fill, which takes the place of ``folder`` if nothing went wrong."""
-    partial, old = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "old"))
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    yield partial
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, old)
-    os.replace(partial, folder)
-    shutil.rmtree(old, ignore_errors=True)

@@ -19,6 +19,7 @@ from transformers import AttentionInterface, PreTrainedModel
 
 from tiebreak.models.forest import Forest, Tree, plant
 from tiebreak.models.fused import fused
+from tiebreak.models.heads import is_encoder
 from tiebreak.models.kernels import blocks, flex, laid
 from tiebreak.records import InputError
 
@@ -89,12 +90,15 @@ AttentionInterface.register(NAME, forest_attention)
 def forest_mode(*models: PreTrainedModel) -> Iterator[None]:
     """Let ``models`` attend over forests; their own attention comes back on leaving, whatever happens inside.
 
+    Encoders keep theirs: they read each branch behind its own copy of the prompt.
+
     Raises:
         InputError: a model cannot run a forest, or not to the same numbers as without one.
     """
-    before = [model.config._attn_implementation for model in models]
+    forests = [model for model in models if not is_encoder(model)]
+    before = [model.config._attn_implementation for model in forests]
     try:
-        for model in models:
+        for model in forests:
             if model not in _tried:
                 _try(model)
                 _tried.add(model)
@@ -102,7 +106,7 @@ def forest_mode(*models: PreTrainedModel) -> Iterator[None]:
         with fused(*models):
             yield
     finally:
-        for model, implementation in zip(models, before, strict=True):
+        for model, implementation in zip(forests, before, strict=True):
             model.set_attn_implementation(implementation)
 
 

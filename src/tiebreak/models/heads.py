@@ -1,16 +1,64 @@
-"""Scores of completions, read at the final token of each, and the centring of a reward model."""
+"""Scores of completions, and the centring of a reward model.
+
+A causal model's classifier is read at the final token of each completion, in a forest. An encoder attends in both
+directions, so branches cannot share a trunk: each is read behind its own copy of the prompt, by the model's own head.
+"""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+import weakref
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import LayerNorm
-from transformers import PreTrainedModel
+from torch.nn import LayerNorm, Linear
+from torch.nn.utils.rnn import pad_sequence
+from transformers import (
+    MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 
-from tiebreak.models.forest import Forest
+from tiebreak.models.forest import Forest, Tree, plant
 from tiebreak.records import InputError
+
+CURE = "use another encoder, such as BERT, RoBERTa, DeBERTa or ModernBERT."
+_tried: weakref.WeakSet[Any] = weakref.WeakSet()
+
+
+def is_encoder(model: PreTrainedModel | PreTrainedConfig) -> bool:
+    """Whether ``model``, or the one a configuration describes, attends in both directions, as BERT does.
+
+    Those are the models transformers fills masks with. BERT and its like can be causal too, and say so in
+    ``is_decoder``; a model with a decoder of its own, such as BART, is no encoder.
+    """
+    config = getattr(model, "config", model)
+    decodes = getattr(config, "is_decoder", False) or getattr(config, "is_encoder_decoder", False)
+    kinds = (MODEL_FOR_MASKED_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING)
+    return not decodes and all(type(config) in kind for kind in kinds)
+
+
+def head_of(model: PreTrainedModel) -> Linear:
+    """Return the layer whose output is the score: the last one outside the body with one output, whatever its name.
+
+    Raises:
+        InputError: there is none.
+    """
+    body = f"{model.base_model_prefix}."
+    outside = [module for name, module in model.named_modules() if not name.startswith(body)]
+    found = [module for module in outside if isinstance(module, Linear) and module.out_features == 1]
+    if not found:
+        raise InputError(f"{type(model).__name__} has no last layer with one output to be a reward head; {CURE}")
+    return found[-1]
+
+
+def draw_head(model: PreTrainedModel) -> None:
+    """Draw the last layer of the head from N(0, 1/(d+1)) by the global generator, d being its width; its bias is 0."""
+    head = head_of(model)
+    torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
+    if head.bias is not None:
+        torch.nn.init.zeros_(head.bias)
 
 
 def hidden_last(model: PreTrainedModel, forest: Forest) -> Tensor:
@@ -24,9 +72,62 @@ def hidden_last(model: PreTrainedModel, forest: Forest) -> Tensor:
 
 
 def scores(model: PreTrainedModel, forest: Forest) -> Tensor:
-    """Return the reward of each branch, shape (B,), in float32. Run inside ``forest_mode``."""
+    """Return the reward of each branch, shape (B,), in float32. Run inside ``forest_mode``, which an encoder ignores.
+
+    Raises:
+        InputError: an encoder whose scores depend on padding, so on what else is in the batch.
+    """
+    if is_encoder(model):
+        if model not in _tried:
+            _try_padding(model)
+            _tried.add(model)
+        return _read(model, forest)
     values: Tensor = model.score(hidden_last(model, forest))
     return values[:, 0].float()
+
+
+def unpacked(forest: Forest, *, pad: int = 0) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask, both (B, L): each branch behind its own copy of the trunk, padded on the right."""
+    ids = forest.ids[0]
+    rows = []
+    for span in forest.spans:
+        trunk, *branches = ids[span.start : span.start + span.size].split([span.trunk, *span.branches])
+        rows += [torch.cat([trunk, branch]) for branch in branches]
+    masks = [torch.ones_like(row) for row in rows]
+    return pad_sequence(rows, batch_first=True, padding_value=pad), pad_sequence(masks, batch_first=True)
+
+
+def _read(model: PreTrainedModel, forest: Forest) -> Tensor:
+    """Return what an encoder's classifier gives, (B,); token types are left out, which every model takes for zeros."""
+    ids, mask = unpacked(forest, pad=model.config.pad_token_id or 0)
+    values: Tensor = model(input_ids=ids, attention_mask=mask).logits
+    return values[:, 0].float()
+
+
+def _try_padding(model: PreTrainedModel) -> None:
+    """Score small trees together and alone, leaving the model as it was; some encoders mix padding into what they read.
+
+    Raises:
+        InputError: the numbers differ, or the model cannot be run this way.
+    """
+    name, training = type(model).__name__, model.training
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise InputError(f"{name} attends to short rows in another way; set attention_type to original_full.")
+    model.eval()
+    try:
+        size = len(model.get_input_embeddings().weight)
+        trees = [Tree((2 % size, 5 % size), (tuple(t % size for t in range(3, 3 + more)),)) for more in (1, 4, 9)]
+        with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
+            together = _read(model, plant(trees).to(model.device))
+            alone = torch.cat([_read(model, plant([tree]).to(model.device)) for tree in trees])
+    except (RuntimeError, ValueError, TypeError, IndexError, AttributeError) as error:
+        raise InputError(f"{name} cannot score padded rows ({type(error).__name__}: {error}); {CURE}") from error
+    finally:
+        model.train(training)
+    gap = float((together - alone).abs().max() / alone.abs().max().clamp_min(1e-12))
+    exact = next(model.parameters()).dtype == torch.float32
+    if not gap < (1e-3 if exact else 5e-2):
+        raise InputError(f"The scores of {name} depend on padding (by {gap:.0e} of their size); {CURE}")
 
 
 class Centred(NamedTuple):
@@ -103,6 +204,24 @@ def centre(
     moves = gaps @ (head[0].double().cpu() - weight) if len(gaps) else torch.zeros(1)
     after = float(mean @ head[0].double().cpu())
     return Centred(before, after, float(moves.abs().max()), float(moves.square().mean().sqrt()), spread)
+
+
+def centre_bias(model: PreTrainedModel, references: Tensor, differences: Tensor) -> Centred:
+    """Shift the bias of an encoder's head so that reference answers average 0; no score difference moves.
+
+    Args:
+        model: an encoder classifier with one label.
+        references: scores of reference answers, shape (R,).
+        differences: chosen minus rejected scores of pairs, shape (P,).
+    """
+    bias = head_of(model).bias
+    if bias is None:
+        raise InputError(f"The head of {type(model).__name__} has no bias to centre with; {CURE}")
+    old, before = bias.detach().double().cpu(), float(references.double().mean())
+    spread = float(differences.double().square().mean().sqrt()) if len(differences) else 0.0
+    bias.data.copy_(old - before)
+    shift = float(bias.detach().double().cpu() - old)
+    return Centred(before, before + shift, 0.0, spread=spread, exact=True)
 
 
 def _least_disturbing(gaps: Tensor, mean: Tensor) -> Tensor:

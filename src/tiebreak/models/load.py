@@ -1,4 +1,4 @@
-"""Load any Hugging Face causal language model, or build a tiny one, with a tokenizer that can be trained on.
+"""Load any Hugging Face causal language model or encoder, or build a tiny one, with a tokenizer to train on.
 
 What every loop relies on is settled here once: an end-of-sequence token that exists, a padding token that is not it,
 dropout off, and one place that says what is wrong with a model folder.
@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     CONFIG_MAPPING,
+    MODEL_FOR_CAUSAL_LM_MAPPING,
     AutoConfig,
+    AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -28,10 +30,12 @@ from transformers import (
 from transformers.utils import logging
 
 from tiebreak.models.encode import PLAIN_CHAT
+from tiebreak.models.heads import draw_head, is_encoder
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
+LABEL: dict[str, Any] = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
 
 
 class Loaded(NamedTuple):
@@ -41,20 +45,22 @@ class Loaded(NamedTuple):
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_causal(where: str | Path, *, device: str = "cpu", revision: str | None = None) -> Loaded:
+def load_causal(where: str | Path, *, device: str = "cpu", revision: str | None = None, **settings: Any) -> Loaded:
     """Load a causal language model from a folder or a hub name, ready for training: dropout off, pad distinct from EOS.
 
     Raises:
-        InputError: the folder is missing, is not a model, is a reward model, has no tokenizer, or the tokenizer has no
-            EOS.
+        InputError: the folder is missing, is not a model, is a reward model or an encoder, has no tokenizer, or the
+            tokenizer has no EOS.
     """
     if has_reward_head(where, revision=revision):
         raise InputError(f"The model {where} is a reward model, which has no words to give; pass the policy's folder.")
-    return _load(where, AutoModelForCausalLM, device=device, revision=revision)
+    config = _config(where, revision)
+    _assert_causal(config, f"The model {where}")
+    return _load(where, AutoModelForCausalLM, config, device=device, revision=revision, **settings)
 
 
 def load_reward(where: str | Path, *, device: str = "cpu", revision: str | None = None) -> Loaded:
-    """Load a reward model: a sequence classifier with one label.
+    """Load a reward model: a sequence classifier with one label, of a causal language model or an encoder.
 
     Raises:
         InputError: as for :func:`load_causal`, or the model has no head, so that its scores would be random.
@@ -64,7 +70,66 @@ def load_reward(where: str | Path, *, device: str = "cpu", revision: str | None 
             f"The model {where} has no reward head (it is not a sequence classifier with one label); train one, for "
             "example with method: bradley_terry."
         )
-    return _load(where, AutoModelForSequenceClassification, device=device, revision=revision)
+    return _load(where, AutoModelForSequenceClassification, _config(where, revision), device=device, revision=revision)
+
+
+def load_encoder(where: str | Path, *, seed: int, device: str = "cpu", revision: str | None = None) -> Loaded:
+    """Load an encoder (BERT, RoBERTa, DeBERTa, ModernBERT ...) as the start of a reward model.
+
+    A head with one label stays as it is; else its last layer is drawn as in :func:`to_reward`, and what the folder has
+    of the layers before it stays. The tokenizer's separator becomes its EOS, so that the model reads
+    ``[CLS] prompt answer [SEP]``.
+
+    Raises:
+        InputError: as for :func:`load_causal`, or the model is not an encoder, or weights of its body are missing.
+    """
+    if has_reward_head(where, revision=revision):
+        return load_reward(where, device=device, revision=revision)
+    config = _config(where, revision)
+    if not is_encoder(config):
+        raise InputError(f"The model {where} ({config.model_type}) is no encoder such as BERT; use load_causal.")
+    config.update({**LABEL, "problem_type": None})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        loaded = _load(where, AutoModelForSequenceClassification, config, device="cpu", revision=revision, fresh=True)
+        draw_head(loaded.model)
+    return Loaded(loaded.model.to(device), loaded.tokenizer)
+
+
+def start_reward(
+    model: str | Path | Mapping[str, Any],
+    *,
+    seed: int,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "cpu",
+    revision: str | None = None,
+) -> Loaded:
+    """Return what the training of a reward model starts from, which has a head, drawn from ``seed`` where it had none.
+
+    Args:
+        model: folder or hub name of a reward model, a causal language model or an encoder; or the fields of a
+            transformers configuration, of which one is built.
+        seed: draws the head, and all weights of a model to build.
+        tokenizer: of a model to build; a loaded one brings its own.
+        device: where the model goes.
+        revision: of a hub name.
+
+    Raises:
+        InputError: the model cannot be loaded or built, or has no classifier.
+    """
+    if isinstance(model, Mapping):
+        if tokenizer is None:
+            raise InputError("A reward model to build needs a tokenizer; train one with train_tokenizer.")
+        if is_encoder(_settings(model, tokenizer)):
+            return build_encoder(model, tokenizer, seed=seed, device=device)
+        start = build_causal(model, tokenizer, seed=seed, device=device)
+    elif has_reward_head(model, revision=revision):
+        return load_reward(model, device=device, revision=revision)
+    elif is_encoder(_config(model, revision)):
+        return load_encoder(model, seed=seed, device=device, revision=revision)
+    else:
+        start = load_causal(model, device=device, revision=revision)
+    return Loaded(to_reward(start.model, start.tokenizer, seed=seed), start.tokenizer)
 
 
 def has_reward_head(where: str | Path, *, revision: str | None = None) -> bool:
@@ -75,8 +140,15 @@ def has_reward_head(where: str | Path, *, revision: str | None = None) -> bool:
 
 
 def context_of(model: PreTrainedModel) -> int | None:
-    """Return how many positions ``model`` was made for, None where its configuration does not say."""
+    """Return how many positions ``model`` was made for, None where its configuration does not say.
+
+    RoBERTa and its like count positions from behind their padding token's id, so they have fewer than they say.
+    """
     found: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        counted = name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+        if counted and module.padding_idx is not None:
+            found = int(module.num_embeddings) - module.padding_idx - 1
     return found
 
 
@@ -89,19 +161,43 @@ def _config(where: str | Path, revision: str | None) -> Any:
         return AutoConfig.from_pretrained(str(where), revision=revision)
 
 
-def _load(where: str | Path, kind: Any, *, device: str, revision: str | None) -> Loaded:
-    config = _config(where, revision)
-    tokenizer = load_tokenizer(where, revision=revision)
-    with _cannot_load(f"The model {where}"), _without_bars():
-        model = kind.from_pretrained(str(where), revision=revision, config=config, dtype=torch.float32)
-    if len(tokenizer) > model.get_input_embeddings().num_embeddings:
+def _assert_causal(config: Any, what: str) -> None:
+    """Refuse as a policy what cannot write; transformers would run BERT as one, to no sense."""
+    if is_encoder(config) or type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        cure = " It can be a reward model: use method: bradley_terry." if is_encoder(config) else ""
+        raise InputError(
+            f"{what} ({config.model_type}) has no words to give; expected a causal language model such as Llama, Qwen "
+            f"or GPT-2.{cure}"
+        )
+
+
+def _load(
+    where: str | Path, kind: Any, config: Any, *, device: str, revision: str | None, fresh: bool = False, **more: Any
+) -> Loaded:
+    """Load model and tokenizer; ``fresh``: the head may be missing or of another shape, and is drawn then."""
+    encoder = is_encoder(config)
+    tokenizer = load_tokenizer(where, revision=revision, encoder=encoder)
+    with _cannot_load(f"The model {where}"), _without_bars(said=not fresh):
+        model, found = kind.from_pretrained(
+            str(where),
+            revision=revision,
+            config=config,
+            ignore_mismatched_sizes=fresh,
+            output_loading_info=True,
+            **{"dtype": torch.float32, **more},
+        )
+    lost = sorted(n for n in found["missing_keys"] if n.startswith(f"{model.base_model_prefix}.") and "pooler" not in n)
+    if fresh and lost:
+        raise InputError(f"The model {where} has no weights for {lost[0]}, which would be random; pass a whole model.")
+    if len(tokenizer) > len(model.get_input_embeddings().weight):
         _grow(model, len(tokenizer))
-    model.config.pad_token_id = tokenizer.pad_token_id
+    if not encoder or model.config.pad_token_id is None:  # RoBERTa counts positions from it
+        model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
-    return Loaded(without_dropout(model).to(device), tokenizer)
+    return Loaded(without_dropout(model) if more else without_dropout(model).to(device), tokenizer)
 
 
 def _grow(model: PreTrainedModel, size: int) -> None:
@@ -119,11 +215,11 @@ def _grow(model: PreTrainedModel, size: int) -> None:
                     rows[known:] = rows[:known].mean(0)
 
 
-def load_tokenizer(where: str | Path, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(where: str | Path, *, revision: str | None = None, encoder: bool = False) -> PreTrainedTokenizerBase:
     """Load a tokenizer and give it a padding token of its own where it has none or shares EOS.
 
     A padding token equal to EOS would make the end of an answer unlearnable and move a reward model's read-out to the
-    token before it.
+    token before it. An ``encoder``'s separator becomes its EOS: BERT ends every text with [SEP] and has no EOS.
     """
     folder = Path(where)
     if folder.is_dir() and not any((folder / name).exists() for name in ("tokenizer.json", "tokenizer_config.json")):
@@ -132,6 +228,8 @@ def load_tokenizer(where: str | Path, *, revision: str | None = None) -> PreTrai
         )
     with _cannot_load(f"The tokenizer of {where}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(where), revision=revision)
+    if encoder and tokenizer.sep_token_id is not None:
+        tokenizer.eos_token = tokenizer.sep_token
     if tokenizer.eos_token_id is None:
         raise InputError(f"The tokenizer of {where} has no EOS token, so no answer could ever end; set its eos_token.")
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
@@ -188,10 +286,28 @@ def build_causal(
         device: where the model goes.
     """
     settings = _settings(config, tokenizer)
+    _assert_causal(settings, "The model to build")
     with torch.random.fork_rng(devices=[]), _cannot_load("The model to build"):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     return Loaded(without_dropout(model).to(device), tokenizer)
+
+
+def build_encoder(
+    config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, seed: int, device: str = "cpu"
+) -> Loaded:
+    """Build an encoder with a reward head from a configuration, all weights drawn from ``seed``.
+
+    Arguments are those of :func:`build_causal`. A tokenizer trained here puts nothing in front of a prompt, so where a
+    [CLS] would stand the head finds the prompt's first token.
+    """
+    settings = _settings(config, tokenizer)
+    if not is_encoder(settings):
+        raise InputError(f"The model to build ({settings.model_type}) is no encoder such as bert; use build_causal.")
+    with torch.random.fork_rng(devices=[]), _cannot_load("The model to build"):
+        torch.manual_seed(seed)
+        body = AutoModel.from_config(settings, dtype=torch.float32)
+    return Loaded(to_reward(body, tokenizer, seed=seed).to(device), tokenizer)
 
 
 def _settings(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -218,20 +334,23 @@ def _settings(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
 def to_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
     """Return a one-label sequence classifier on a copy of ``model``'s body, its head drawn from N(0, 1/(d+1)).
 
-    The head's spread is that of Stiennon et al. (2020), so first scores are small whatever the width.
+    The head's spread is that of Stiennon et al. (2020), so first scores are small whatever the width. Of an encoder's
+    head only the last layer is drawn so; layers that ``model`` has are copied, all if it has one label already.
     """
-    label = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
-    config = type(model.config).from_dict({**model.config.to_dict(), **label})
-    config.pad_token_id = tokenizer.pad_token_id
+    config = type(model.config).from_dict({**model.config.to_dict(), **LABEL})
+    encoder = is_encoder(config)
+    if not encoder:
+        config.pad_token_id = tokenizer.pad_token_id
     with torch.random.fork_rng(devices=[]), _cannot_load(f"A reward head on {type(model).__name__}"):
         torch.manual_seed(seed)
         reward = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        if not isinstance(getattr(reward, "score", None), torch.nn.Linear):
+        if not encoder and not isinstance(getattr(reward, "score", None), torch.nn.Linear):
             raise InputError(f"{type(reward).__name__} keeps its head elsewhere than in `score`; use another model.")
-        body = getattr(model, model.base_model_prefix)
-        getattr(reward, reward.base_model_prefix).load_state_dict(body.state_dict())
-        width = reward.score.weight.shape[1]
-        torch.nn.init.normal_(reward.score.weight, std=(width + 1) ** -0.5)
+        own, body = reward.state_dict(), model.base_model.state_dict()
+        known = {**model.state_dict(), **{f"{reward.base_model_prefix}.{name}": body[name] for name in body}}
+        reward.load_state_dict({n: v for n, v in known.items() if n in own and v.shape == own[n].shape}, strict=False)
+        if not encoder or type(model) is not type(reward) or model.config.num_labels != 1:
+            draw_head(reward)
     return without_dropout(reward).to(model.device)
 
 
@@ -251,13 +370,19 @@ def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folde
 
 
 @contextmanager
-def _without_bars() -> Iterator[None]:
-    """Keep transformers' own progress bars out of the user's terminal, and give them back as they were."""
-    shown = logging.is_progress_bar_enabled()
+def _without_bars(*, said: bool = True) -> Iterator[None]:
+    """Keep transformers' own progress bars out of the user's terminal, and give them back as they were.
+
+    ``said`` says that its warnings are shown; it would warn of a head that is fresh on purpose.
+    """
+    shown, level = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    if not said:
+        logging.set_verbosity_error()
     try:
         yield
     finally:
+        logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
 

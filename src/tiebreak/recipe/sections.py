@@ -213,6 +213,7 @@ class Recipe(Section):
     threads: int | None = Field(
         None, ge=1, description="processor threads of the models; torch's own choice when missing"
     )
+    device: Literal["cpu", "cuda"] = Field("cpu", description="where models train, sample and score")
     ledger: str | None = Field(None, description="path or URL; the project's own SQLite file when missing")
     import_: Import | None = Field(None, alias="import")
     sample: Sample | None = None

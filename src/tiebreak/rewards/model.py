@@ -9,8 +9,8 @@ import torch
 from tiebreak.models.attention import forest_mode
 from tiebreak.models.encode import Cut, encode_tree
 from tiebreak.models.forest import Tree, plant
-from tiebreak.models.heads import Centred, centre, final_norm, hidden_last, scores
-from tiebreak.models.load import Loaded
+from tiebreak.models.heads import Centred, centre, centre_bias, final_norm, hidden_last, is_encoder, scores
+from tiebreak.models.load import Loaded, context_of
 from tiebreak.records import InputError, Progress, Prompt, Response, quiet
 
 PAIRS = 4096
@@ -26,7 +26,11 @@ def score(
     batch: int = 32,
     progress: Progress = quiet,
 ) -> list[list[float] | None]:
-    """Return the reward of every response of every row, None for a row with a completion too long for ``window``."""
+    """Return the reward of every response of every row, None for a row with a completion too long for ``window``.
+
+    ``window`` ends where the model's positions do, so that BERT reads at most 512 tokens.
+    """
+    window = min(window, context_of(loaded.model) or window)
     trees = [encode_tree(loaded.tokenizer, p, answers, window=window, cut=cut)[0] for p, answers in rows]
     kept = sorted((i for i, tree in enumerate(trees) if tree is not None), key=lambda i: _size(trees[i]))
     out: list[list[float] | None] = [None] * len(rows)
@@ -44,7 +48,8 @@ def score(
 def centre_on(loaded: Loaded, references: Sequence[Tree], pairs: Sequence[Tree], *, batch: int = 32) -> Centred:
     """Centre the model so that ``references`` average 0, moving the differences of ``pairs`` least.
 
-    Of more than :data:`PAIRS` pairs, that many are taken at equal steps.
+    An encoder's head has a bias, which takes the shift exactly. Of more than :data:`PAIRS` pairs, that many are taken
+    at equal steps.
 
     Raises:
         InputError: there is no reference answer to centre on.
@@ -52,6 +57,9 @@ def centre_on(loaded: Loaded, references: Sequence[Tree], pairs: Sequence[Tree],
     if not references:
         raise InputError("There is no reference answer to centre the reward model on; import prompts with references.")
     some = pairs[:: max(1, -(-len(pairs) // PAIRS))]
+    if is_encoder(loaded.model):
+        marks, values = (_scores(loaded, trees, batch) for trees in (references, some))
+        return centre_bias(loaded.model, marks, values[0::2] - values[1::2])
     with torch.no_grad(), forest_mode(loaded.model):
         norm = final_norm(loaded.model, plant(references[:1]).to(loaded.model.device))
         states = _states(loaded, references, batch)
@@ -65,6 +73,13 @@ def _states(loaded: Loaded, trees: Sequence[Tree], batch: int) -> torch.Tensor:
         for start in range(0, len(trees), batch)
     ]
     return torch.cat(parts) if parts else torch.zeros(0, loaded.model.score.in_features)
+
+
+def _scores(loaded: Loaded, trees: Sequence[Tree], batch: int) -> torch.Tensor:
+    starts = range(0, len(trees), batch)
+    with torch.no_grad():
+        parts = [scores(loaded.model, plant(trees[i : i + batch]).to(loaded.model.device)) for i in starts]
+    return torch.cat(parts) if parts else torch.zeros(0)
 
 
 def _size(tree: Tree | None) -> int:

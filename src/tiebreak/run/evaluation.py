@@ -104,7 +104,7 @@ def _reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
     ids = sorted({side for pair in (*pairs, *learned) for side in (pair.chosen_id, pair.rejected_id)})
     texts = {response.id: response for response in job.ledger.responses(ids)}
     rows = [(prompts[p.prompt_id], (texts[p.chosen_id], texts[p.rejected_id])) for p in pairs]
-    loaded = load_reward(where)
+    loaded = load_reward(where, device=job.recipe.device)
     scored = score(
         loaded,
         rows,
@@ -193,7 +193,7 @@ def _answers(job: Job, section: WinRateSection) -> Answers:
             name, where = job.model(side)
             drawn = draw(
                 job.ledger,
-                load_causal(where),
+                load_causal(where, device=job.recipe.device),
                 prompts,
                 maker=maker_of(name, where),
                 n=1,

@@ -5,19 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from tiebreak.models.adapters import Adapter, load_adapter, merged, save_adapter
+from tiebreak.models.adapter_folder import load_adapter, save_adapter
+from tiebreak.models.adapters import Adapter, merged, quantized_settings
 from tiebreak.models.encode import Cut, encode_dialogue, encode_tree
 from tiebreak.models.forest import Tree
-from tiebreak.models.load import (
-    Loaded,
-    build_causal,
-    has_reward_head,
-    load_causal,
-    load_reward,
-    save_model,
-    to_reward,
-    train_tokenizer,
-)
+from tiebreak.models.load import Loaded, build_causal, load_causal, save_model, start_reward, train_tokenizer
 from tiebreak.recipe import Stage, pace_of, row_knobs
 from tiebreak.records import InputError, Pair, Prompt, Response, content_id, to_dict
 from tiebreak.rewards.model import centre_on
@@ -226,13 +218,13 @@ def _start(job: Job, stage: Stage, *, head: bool, texts: Sequence[str]) -> Loade
                 f"{job.name} has no text to train a tokenizer on; the rows it should learn from are empty."
             )
         tokenizer = train_tokenizer(texts, vocabulary=stage.vocabulary)
-        loaded = build_causal(stage.model, tokenizer, seed=job.recipe.seed)
-    else:
-        _, where = job.model(stage.model)
-        if head and has_reward_head(where):
-            return load_reward(where)
-        loaded = load_causal(where)
-    return Loaded(to_reward(loaded.model, loaded.tokenizer, seed=job.recipe.seed), loaded.tokenizer) if head else loaded
+        make = start_reward if head else build_causal
+        return make(stage.model, tokenizer=tokenizer, seed=job.recipe.seed, device=job.recipe.device)
+    _, where = job.model(stage.model)
+    if head:
+        return start_reward(where, seed=job.recipe.seed, device=job.recipe.device)
+    quantized = stage.adapter is not None and stage.adapter.kind == "qlora"
+    return load_causal(where, device=job.recipe.device, **(quantized_settings() if quantized else {}))
 
 
 def _centre(job: Job, stage: Stage, loaded: Loaded, pairs: Sequence[Tree]) -> str:

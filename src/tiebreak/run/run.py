@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import import_module
@@ -170,7 +170,8 @@ def stage_key(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[st
             raise InputError(f"{stage.name} needs {need}, which has not been run in {recipe.folder}; run that first.")
         inputs[need] = manifests[need]["key"]
     ledger = recipe.ledger and without_password(recipe.ledger)
-    shared = [recipe.seed, ledger, versions().get("tiebreak"), recipe.threads if stage.section in COMPUTES else None]
+    machine = (recipe.threads, recipe.device) if stage.section in COMPUTES else None
+    shared = [recipe.seed, ledger, versions().get("tiebreak"), machine]
     return content_id("stage", stage.name, lasting(stage.knobs), inputs, marks(stage), shared)
 
 
@@ -186,7 +187,7 @@ def _carry_out(
     progress = show.begin(stage.name)
     started, clock = datetime.now(UTC), time.monotonic()
     home.begin(key)
-    with _threads(recipe.threads if stage.section in COMPUTES else None):
+    with _machine(recipe) if stage.section in COMPUTES else nullcontext():
         made = _stage(stage)(Job(stage.name, key, recipe, ledger, home.path, dict(manifests), progress))
     manifest = {
         "stage": stage.name,
@@ -215,15 +216,24 @@ COMPUTES = ("train", "sample", "evaluate")
 
 
 @contextmanager
-def _threads(count: int | None) -> Iterator[None]:
-    """Let models use ``count`` processor threads inside; a small one on a busy machine is fastest on one."""
-    if count is None or find_spec("torch") is None:
+def _machine(recipe: Recipe) -> Iterator[None]:
+    """Let models use the recipe's number of processor threads inside; a small one on a busy machine is fastest on one.
+
+    Raises:
+        InputError: the recipe asks for a device that is not here.
+    """
+    if find_spec("torch") is None:
         yield
         return
     import torch
 
+    if recipe.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"device is 'cuda', and torch {torch.__version__} finds no CUDA device here; set device=cpu, or install a "
+            "build of torch with CUDA on a machine that has one."
+        )
     before = torch.get_num_threads()
-    torch.set_num_threads(count)
+    torch.set_num_threads(recipe.threads or before)
     try:
         yield
     finally:

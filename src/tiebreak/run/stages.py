@@ -105,7 +105,7 @@ def sample(job: Job) -> Made:
     prompts = job.prompts(section.prompts, section.limit)
     drawn = draw(
         job.ledger,
-        load_causal(where),
+        load_causal(where, device=job.recipe.device),
         prompts,
         maker=maker_of(name, where),
         n=section.n,
