@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from tests.run.made import ANSWERS, Shell, read, results, strict, tiny, votes, write
+from tiebreak.records import InputError
 
 LOOP = [
     "import",
