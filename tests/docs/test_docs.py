@@ -28,7 +28,9 @@ RUN = ("python", "console", "bash")
 LANGUAGES = (*RUN, "text", "yaml", "json", "jsonl", "sql", "ini")
 HARMLESS = ("tiebreak", "cat", "ls", "head", "tail", "wc", "mkdir", "cp", "mv", "printf", "echo", "python", "sort")
 SLOW = ("tutorial.md", "train.md", "sample.md", "README.md")
-PAGE_OF = {"data": "import", "rule": "judge", "objectives": "train"}
+PAGE_OF = {"data": "import", "rule": "judge"} | dict.fromkeys(
+    ("objectives", "orders", "optimizers", "trackers"), "train"
+)
 NAMES = [page.name for page in PAGES]
 
 
@@ -229,7 +231,8 @@ def key_table(model: type[BaseModel]) -> str:
     for name, field in model.model_fields.items():
         if model is Recipe and not field.description:
             continue  # a section, which has a table of its own
-        default = "required" if field.is_required() else "" if field.default is None else f"`{_written(field.default)}`"
+        empty = field.default is None or isinstance(field.default, BaseModel)
+        default = "required" if field.is_required() else "" if empty else f"`{_written(field.default)}`"
         choices = " or ".join(f"`{choice}`" for choice in _choices(field.annotation))
         meaning = "; ".join(part for part in (field.description or "", choices) if part)
         rows.append(f"| `{field.alias or name}` | {default} | {meaning} |")
