@@ -119,6 +119,11 @@ def jobs(read: argparse.Namespace) -> Iterator[dict[str, Any]]:
         yield base | found | ({"pairs": 1} if quick else {})
 
 
+def _warm_up(read: argparse.Namespace) -> int:
+    """Return how many first steps are not timed; the heap still grows in them."""
+    return 2 if read.quick else 3
+
+
 def _memory_jobs(base: dict[str, Any], tasks: Sequence[str], precision: str) -> Iterator[dict[str, Any]]:
     """Yield the memory of each side alone, in processes of their own."""
     for task in tasks:
