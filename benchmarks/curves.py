@@ -30,7 +30,7 @@ DATA = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless"
 TASKS = {"dpo": "DPO", "reward": "Reward model"}
 SIDES = {"trl": "TRL", "ours": "tiebreak"}
 COLOURS = {"trl": "#c08a3e", "ours": "#3b6ea5"}
-BATCH, WINDOW, HELD_OUT = 16, 256, 400
+BATCH, WINDOW, HELD_OUT = 16, 192, 400
 """Pairs of a step, tokens of a sequence, and opening questions held out with all pairs that begin with them."""
 
 WEIGHT = {"thin": 0.7, "thick": 2.2}

@@ -37,11 +37,11 @@ from tiebreak.train.track import read_track
 MODEL = {
     "model_type": "llama",
     "hidden_size": 128,
-    "intermediate_size": 384,
+    "intermediate_size": 256,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
+    "max_position_embeddings": 256,
     "tie_word_embeddings": True,
 }
 VOCABULARY = 4096

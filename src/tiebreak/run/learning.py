@@ -41,7 +41,12 @@ def train(job: Job) -> Made:
         folder=job.home,
         held_out=held_out,
         watch=_watch(stage),
-        compute=Compute(precision=stage.precision, checkpointing=stage.checkpointing, tokens=stage.tokens),
+        compute=Compute(
+            precision=stage.precision,
+            checkpointing=stage.checkpointing,
+            tokens=None if stage.tokens == "auto" else stage.tokens,
+        ),
+        auto_tokens=stage.tokens == "auto",
         reference=Reference(**stage.reference.model_dump()),
         adapter=_adapter(stage),
         optimizer=stage.optimizer,

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ from tiebreak.models.heap import keep_freed_memory
 from tiebreak.records import InputError, Progress, quiet
 from tiebreak.registry import nearest
 from tiebreak.train import checkpoint
-from tiebreak.train.learner import Compute, Learner
+from tiebreak.train.learner import Compute, Learner, Step
+from tiebreak.train.memory import find_tokens, is_out_of_memory, out_of_memory
 from tiebreak.train.objectives.switches import check, objective
 from tiebreak.train.optimizers import Ema
 from tiebreak.train.order import Facts, Order
@@ -90,6 +91,7 @@ def fit(
     ema: float = 0.0,
     loss: Loss = objective,
     cache: Path | None = None,
+    auto_tokens: bool = False,
     progress: Progress = quiet,
 ) -> Trained:
     """Train ``model`` in place on ``examples`` with the objective that ``knobs`` name.
@@ -116,6 +118,7 @@ def fit(
         loss: :func:`~tiebreak.train.objectives.switches.objective`, or a function of the same shape: a ``Seen`` and
             keywords, ``score`` among them, to an ``Outcome``.
         cache: folder of reference log-probs that trainings share; ``folder`` when missing.
+        auto_tokens: take the token budget of a forest from the memory that is free, in place of ``compute``'s.
         progress: called after each step with steps done, steps in all and the latest numbers.
 
     Raises:
@@ -157,6 +160,8 @@ def fit(
     training.follower = Follower(other, follow) if other is not None and follow.sync_every else None
     if model.device.type == "cpu":
         keep_freed_memory()
+    if auto_tokens:
+        learner.compute = replace(learner.compute, tokens=find_tokens(learner, examples))
     with learner.ready():
         if compares:
             training.look_back(None if follow.compute == "step" else cache or folder / "reference")
@@ -222,7 +227,7 @@ class _Training:
         number, watch, learner = state["step"], self.watch, self.learner
         rows = self.order.rows(number)
         references = None if self.references is None else self.references[rows]
-        done = learner.step([self.rows[i] for i in rows], number, self.steps, references)
+        done = self._take([self.rows[i] for i in rows], number, references)
         if number == 0:
             _assert_start(learner, done.numbers["loss"])
         if self.average is not None:
@@ -242,6 +247,15 @@ class _Training:
             self._judge(state, self._measure(), track)
         shown = ("loss", "grad_norm", "learning_rate")
         progress(number + 1, self.steps, {name: done.numbers[name] for name in shown})
+
+    def _take(self, rows: Sequence[Example], number: int, references: Tensor | None) -> Step:
+        """Take one step; out of memory is said with the split that fits, for it changes nothing else."""
+        try:
+            return self.learner.step(rows, number, self.steps, references)
+        except (RuntimeError, MemoryError, OSError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise out_of_memory(self.learner, rows, error, data=self.rows) from None
 
     def _measure(self) -> dict[str, float]:
         """Evaluate the held-out rows as one batch: no mean of means, whatever the batch size."""

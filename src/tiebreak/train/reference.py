@@ -106,9 +106,9 @@ def cached_logps(learner: Learner, rows: Sequence[Example], folder: Path) -> Cac
     if path.is_file():
         return Cached(load_file(path)["logps"].to(learner.model.device), True)
     logps = learner.reference_logps(rows)
-    folder.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         save_file({"logps": logps.cpu().contiguous()}, partial)
         partial.replace(path)
     except OSError as error:
