@@ -194,11 +194,17 @@ def test_killed_before_any_change_of_the_disk_it_ends_with_the_same_weights(
     """Each life is killed one write later than the one before, so every gap between two writes gets its turn."""
     calm = begin(name)
     done = live(name, tmp_path / "calm", calm)
-    place, spent = tmp_path / "killed", 1
+    place, seen, spent, lived = tmp_path / "killed", tmp_path / "seen", 1, []
+    seen.touch()
     while lives.spend(name, place, write=spent) == signal.SIGKILL:
+        lived.append(seen.read_text().split())
+        seen.write_text("")
         spent += 1
     writes_of_a_checkpoint = 8
     assert spent > writes_of_a_checkpoint + 4
+    firsts = [int(steps[0]) for steps in lived if steps]
+    assert firsts == sorted(firsts), "a checkpoint that was there once is never lost"
+    assert firsts[-1] > firsts[0]
     again = begin(name)
     again_done = live(name, place, again)
     assert same(state_of(again), state_of(calm))

@@ -160,6 +160,19 @@ def test_a_lower_loss_renews_the_patience(tmp_path: Path) -> None:
     assert done.steps == done.best == ALL
 
 
+def test_worse_evaluations_count_only_in_a_row(tmp_path: Path) -> None:
+    """Rows one at a time, so the held-out loss goes up and down on its way to the optimum."""
+    restless = Pace(epochs=4.0, batch=1, learning_rate=3e-3, warmup=0.0, decay="constant")
+    asked: dict[str, Any] = {"pace": restless, "evaluate_every": 1}
+    watched(tmp_path / "free", **asked)
+    losses = evaluated(tmp_path / "free")
+    lows = {step for step in losses if losses[step] == min(losses[before] for before in range(1, step + 1))}
+    expected = next(step for step in losses if step > 3 and not lows & {step - 2, step - 1, step})
+    worse = [step for step in range(1, expected + 1) if step not in lows]
+    assert len(worse) > 3, "worse ones before the last low, or the test would say nothing"
+    assert watched(tmp_path / "patient", patience=3, **asked).steps == expected
+
+
 def test_a_training_that_was_ended_is_not_taken_up_again(tmp_path: Path) -> None:
     first, again, steps = start(METHOD), start(METHOD), []
     done = watched(tmp_path, first, patience=2, keep="best")

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from collections.abc import Mapping
+from importlib.util import find_spec
 from math import ceil, comb
 from pathlib import Path
 from typing import Any
@@ -11,17 +13,15 @@ from typing import Any
 from tiebreak.data.table import Entry
 from tiebreak.judge.table import JUDGES
 from tiebreak.recipe import Judge, Recipe, pace_of, row_knobs
-from tiebreak.records import Prompt
+from tiebreak.records import InputError, Prompt
 from tiebreak.run.folder import StageFolder
 from tiebreak.run.plan import plan, rows_of
 from tiebreak.run.run import stage_key
 from tiebreak.run.stages import read_entries, split
+from tiebreak.train.footprint import estimate
 
 WORDS_PER_TOKEN = 0.75
 """English prose under common tokenizers; a forecast needs no better."""
-
-BYTES_PER_PARAMETER = 16
-"""fp32 weights, gradients and two Adam moments."""
 
 
 def forecast(recipe: Recipe) -> dict[str, Any]:
@@ -97,7 +97,7 @@ def _training(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> dict[str, A
     most = min(most, stage.limit or most)
     pace = pace_of(stage)
     steps = max(1, round(ceil(most / pace["batch"]) * pace["epochs"])) if most else 0
-    return {"rows_at_most": most, "steps_at_most": steps, "memory_gib": _memory(recipe, name)}
+    return {"rows_at_most": most, "steps_at_most": steps, "memory_gib": _memory(recipe, name, rows)}
 
 
 def _calls(judge: Judge, pairs: int, words: float) -> dict[str, Any]:
@@ -122,28 +122,45 @@ def _calls(judge: Judge, pairs: int, words: float) -> dict[str, Any]:
     }
 
 
-def _memory(recipe: Recipe, name: str) -> float | None:
-    """GiB for weights, gradients and optimiser, activations not counted; None where the model is not here yet."""
+def _memory(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> float | None:
+    """GiB at the peak of a training; None where the model is not here yet or there is no torch to count it with."""
     stage = recipe.train[name]
     root, model = stage, stage.model
     while isinstance(model, str) and model in recipe.train and recipe.train[model] is not root:
         root, model = recipe.train[model], recipe.train[model].model
+    if find_spec("transformers") is None:
+        return None
+    config: dict[str, Any] = {}
     if isinstance(model, dict):
-        size = _parameters(model, root.vocabulary)
-    else:
-        files = list(Path(model).glob("*.safetensors")) if Path(model).is_dir() else []
-        if not files:
-            return None
-        size = sum(file.stat().st_size for file in files) / 4
-    return round(size * BYTES_PER_PARAMETER / 2**30, 3)
-
-
-def _parameters(config: Mapping[str, Any], vocabulary: int) -> float:
-    """Count a transformer's weights: 4 d^2 for attention and 3 d f for the feed-forward of each layer, embeddings."""
-    width = config.get("hidden_size", config.get("n_embd", 768))
-    layers = config.get("num_hidden_layers", config.get("n_layer", 12))
-    inner = config.get("intermediate_size", 4 * width)
-    return float(layers * (4 * width**2 + 3 * width * inner) + 2 * vocabulary * width)
+        config = model
+    elif (Path(model) / "config.json").is_file():
+        config = json.loads((Path(model) / "config.json").read_text())
+    if not config:
+        return None
+    words = rows["words"] / WORDS_PER_TOKEN
+    tokens: float = stage.batch_tokens or pace_of(stage)["batch"] * min(words, 2 * stage.window)
+    if isinstance(stage.tokens, int):
+        tokens = min(tokens, stage.tokens)
+    sizes: dict[str, Any] = {
+        "vocabulary": config.get("vocab_size", root.vocabulary),
+        "precision": stage.precision,
+        "checkpointing": stage.checkpointing,
+        "tokens": max(1, round(tokens)),
+        "predicted": 0 if stage.method == "bradley_terry" else max(1, round(tokens / 2)),
+        "optimizer": stage.optimizer,
+        "reference_in_step": stage.reference.compute == "step",
+    }
+    try:
+        found = estimate(config, **sizes)
+        if (
+            stage.adapter
+        ):  # two matrices of rank r stand for one of width d, so about 2 r / d of the weights are trained
+            weights = found.weights / (2 if stage.precision == "bfloat16_weights" else 4)
+            width = config.get("hidden_size", config.get("n_embd", 768))
+            found = estimate(config, **sizes, trained=weights * min(1.0, 2 * stage.adapter.rank / width))
+    except InputError:
+        return None
+    return round(found.total / 2**30, 3)
 
 
 def told(found: Mapping[str, Any]) -> list[str]:
@@ -163,7 +180,7 @@ def told(found: Mapping[str, Any]) -> list[str]:
         lines.append(f"judge: {asked}, {judged['calls']:,} calls, {cost}")
     for name, need in found["train"].items():
         size = need["memory_gib"]
-        memory = "unknown, the model is not here yet" if size is None else f"{max(size, 0.01):.2f} GiB and activations"
+        memory = "unknown, the model is not here yet" if size is None else f"about {max(size, 0.01):.2f} GiB"
         steps = f"at most {need['steps_at_most']:,} steps on {need['rows_at_most']:,} rows"
         lines.append(f"train.{name}: {steps}; memory {memory}")
     return lines

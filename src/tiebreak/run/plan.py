@@ -31,7 +31,7 @@ class Planned:
         return self.name.partition(".")[0]
 
 
-WITHOUT_EFFECT = frozenset({"trackers", "concurrency", "checkpoint_every", "log_every"})
+WITHOUT_EFFECT = frozenset({"tokens", "trackers", "concurrency", "checkpoint_every", "log_every"})
 """Keys that change how a stage is carried out and not what comes out, so changing one redoes nothing."""
 
 OF_THE_CALL = frozenset({"key_env", "timeout", "retries"})

@@ -97,6 +97,8 @@ class Learner:
         self.reference = reference
         if self.compute.precision == "bfloat16_weights":
             _to_bfloat16(model)
+            if reference is not None:
+                _to_bfloat16(reference)
         self.optimizer = make_optimizer(
             model,
             optimizer,

@@ -132,10 +132,8 @@ def fit(
     if held_out:
         check_rows(held_out, model, pairs=bool(whole["score"]))
     started = time.monotonic()
-    made = {"optimizer": optimizer, **(optimizer_knobs or {}), "ema": ema, "seed": seed}
-    made |= {"loss": f"{loss.__module__}:{loss.__qualname__}", "adapter": repr(adapter)}
-    settings = (whole, asdict(pace), asdict(compute or Compute()), asdict(follow), made)
-    run = mark_of(model, examples, *settings)
+    made = {"optimizer": optimizer, **(optimizer_knobs or {}), "ema": ema, "seed": seed, "adapter": repr(adapter)}
+    run = _mark(model, examples, whole, pace, compute or Compute(), follow, loss, made)
     if adapter is not None and not has_adapter(model):
         adapt(model, adapter, seed=seed)
     compares = whole["score"] not in ("", "head", "log_prob")
@@ -143,19 +141,7 @@ def fit(
     learner = Learner(
         model, whole, pace, compute, loss=loss, optimizer=optimizer, optimizer_knobs=optimizer_knobs, reference=other
     )
-    order = Order(
-        Facts(
-            tokens=[row.tree.size for row in examples],
-            labels=[row.label for row in examples],
-            difficulty=[1 - abs(2 * row.p - 1) for row in examples],
-        ),
-        batch=pace.batch,
-        seed=seed,
-        by=pace.order,
-        mixture=pace.mixture,
-        batch_tokens=pace.batch_tokens,
-    )
-    training = _Training(learner, order, examples, held_out, watch, folder, run)
+    training = _Training(learner, _order(examples, pace, seed), examples, held_out, watch, folder, run)
     training.average = Ema(model, ema) if ema else None
     training.follower = Follower(other, follow) if other is not None and follow.sync_every else None
     if model.device.type == "cpu":
@@ -173,6 +159,33 @@ def fit(
         last=state["last"],
         stopped=state["stopped"],
         best=state["best_step"],
+    )
+
+
+def _mark(
+    model: PreTrainedModel,
+    rows: Sequence[Example],
+    knobs: Mapping[str, Any],
+    pace: Pace,
+    compute: Compute,
+    follow: Reference,
+    loss: Loss,
+    made: Mapping[str, Any],
+) -> str:
+    """Return a hash of all that decides the result; how a batch is split does not, so a resumed run may change it."""
+    settings = {**made, "loss": f"{loss.__module__}:{loss.__qualname__}"}
+    settings |= {name: value for name, value in asdict(compute).items() if name != "tokens"}
+    return mark_of(model, rows, knobs, asdict(pace), asdict(follow), settings)
+
+
+def _order(rows: Sequence[Example], pace: Pace, seed: int) -> Order:
+    facts = Facts(
+        tokens=[row.tree.size for row in rows],
+        labels=[row.label for row in rows],
+        difficulty=[1 - abs(2 * row.p - 1) for row in rows],
+    )
+    return Order(
+        facts, batch=pace.batch, seed=seed, by=pace.order, mixture=pace.mixture, batch_tokens=pace.batch_tokens
     )
 
 

@@ -157,13 +157,24 @@ def _scores(
         raw = raw.div_(softcap).tanh_()
         slope = 1 - raw.square()
         raw = raw.mul_(softcap)
-    raw = raw.view(len(keys), -1, count, keys.shape[1]).add_(_mask(count, keys.shape[1], window, raw.device))
+    raw = raw.view(len(keys), -1, count, keys.shape[1])
+    if window is None:
+        raw[..., -count:].add_(_later(count, raw.device))
+    else:
+        raw.masked_fill_(_unseen(count, keys.shape[1], window, raw.device), float("-inf"))
     return _Scores(raw.softmax(-1), None if slope is None else slope.view(raw.shape))
 
 
-@lru_cache(maxsize=512)
-def _mask(queries: int, keys: int, window: int | None, device: torch.device) -> Tensor:
-    """Return what to add to scores of the last ``queries`` of ``keys`` places, (n, m): 0 where seen, else -inf."""
-    back = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)[None]
-    seen = (back >= 0) if window is None else (back >= 0) & (back < window)
-    return torch.zeros(queries, keys).masked_fill_(~seen, float("-inf")).to(device)
+@lru_cache(maxsize=2 * BLOCK)
+def _later(queries: int, device: torch.device) -> Tensor:
+    """Return what to add to scores of the last ``queries`` places among themselves, (n, n): -inf where a key is later.
+
+    All keys before them are seen, so no mask as long as the row is ever made.
+    """
+    return torch.full((queries, queries), float("-inf"), device=device).triu_(1)
+
+
+def _unseen(queries: int, keys: int, window: int, device: torch.device) -> Tensor:
+    """Return where the last ``queries`` of ``keys`` places do not look, (n, m): at later ones, or behind the window."""
+    back = torch.arange(keys - queries, keys, device=device)[:, None] - torch.arange(keys, device=device)[None]
+    return (back < 0) | (back >= window)
