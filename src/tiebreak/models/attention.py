@@ -8,6 +8,7 @@ model is tried on a small forest before it runs its first one, and refused where
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -132,6 +133,8 @@ def _try(model: PreTrainedModel) -> None:
         raise InputError(f"{name} cannot run a forest ({type(error).__name__}: {error}); {CURE}") from error
     finally:
         model.train(training)
+    if not math.isfinite(gap):
+        raise InputError(f"{name} has weights that are not finite numbers (NaN or infinity); load other weights.")
     exact = next(model.parameters()).dtype == torch.float32
     if not gap < (1e-4 if exact else 5e-2):
         raise InputError(f"{name} computes something else on a forest (off by {gap:.0e} of a state's size); {CURE}")

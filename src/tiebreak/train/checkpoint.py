@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 
@@ -62,7 +63,7 @@ def save(
             os.replace(folder, old)
         os.replace(partial, folder)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(
             f"The checkpoint {folder} cannot be written: {error}; free some space and run again."
         ) from error
@@ -92,7 +93,6 @@ def load(
             f"{folder} is the checkpoint of a training with another start, other rows, knobs or seed; remove it or "
             "train in another folder."
         )
-    put_back(model, load_file(folder / "weights.safetensors"))
     for name, extra in (extras or {}).items():
         extra.load(load_file(folder / f"{name}.safetensors"))
     moments: dict[int, dict[str, torch.Tensor]] = {}
@@ -100,6 +100,7 @@ def load(
         number, name = key.split(".", 1)
         moments.setdefault(int(number), {})[name] = value
     optimizer.load_state_dict({"state": moments, "param_groups": optimizer.state_dict()["param_groups"]})
+    put_back(model, load_file(folder / "weights.safetensors"))  # last: a finished training's are not the optimizer's
     return state
 
 
@@ -121,7 +122,7 @@ def keep(path: Path, model: PreTrainedModel) -> None:
     try:
         save_file(_own(trained(model)), partial)
         os.replace(partial, path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"The best weights cannot be written to {path}: {error}; free some space.") from error
 
 

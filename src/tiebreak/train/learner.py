@@ -8,7 +8,7 @@ gets all numbers first and hands each forest its share of the gradient in a seco
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -124,6 +124,13 @@ class Learner:
         """Whether the objective needs reference log-probs; a user's own score map gets them too."""
         return self.knobs["score"] not in ("", "head", "log_prob")
 
+    @property
+    def separable(self) -> bool:
+        """Whether the loss is a sum over rows for sure: ours is, a function of one's own may couple them."""
+        return self.loss is objective and not any(
+            ":" in value for value in self.knobs.values() if isinstance(value, str)
+        )
+
     @contextmanager
     def ready(self) -> Iterator[None]:
         """Put models into the state in which they learn, and give them back as they were found."""
@@ -133,8 +140,6 @@ class Learner:
         checkpointed = self.compute.checkpointing
         if checkpointed:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        if checkpointed and has_adapter(self.model):
-            self.model.enable_input_require_grads()
         try:
             with forest_mode(*models):
                 without_dropout(self.model).train()
@@ -142,9 +147,18 @@ class Learner:
         finally:
             if checkpointed:
                 self.model.gradient_checkpointing_disable()
+                _unhook(self.model)
             self.model.eval()
 
-    def step(self, rows: Sequence[Example], number: int, total: int, references: Tensor | None = None) -> Step:
+    def step(
+        self,
+        rows: Sequence[Example],
+        number: int,
+        total: int,
+        references: Tensor | None = None,
+        *,
+        check: Callable[[float], None] | None = None,
+    ) -> Step:
         """Take optimizer step ``number`` (from 0) of ``total`` on ``rows``.
 
         Args:
@@ -152,6 +166,7 @@ class Learner:
             number: of this step, for the learning rate.
             total: steps in all.
             references: the reference's log-probs of the rows (R, 2); computed here where missing and needed.
+            check: called with the loss before anything is updated; what it raises ends the step.
 
         Raises:
             InputError: a loss or gradient that is not finite; the weights are those from before.
@@ -162,6 +177,8 @@ class Learner:
             outcome, tokens = self._learn_from(rows, references)
             loss = float(outcome.loss)
             _assert_finite("loss", loss, number)
+            if check is not None:
+                check(loss)
             rate = self.pace.rate(number, total)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
@@ -210,7 +227,7 @@ class Learner:
     def _learn_from(self, rows: Sequence[Example], references: Tensor | None) -> tuple[Outcome, int]:
         """Add the gradient of the batch to the weights and return the outcome of the batch, without its graph."""
         parts = fill([row.tree.size for row in rows], self.compute.tokens)
-        shares = self._shares(rows, references) if len(parts) > 1 and self.loss is not objective else None
+        shares = self._shares(rows, references) if len(parts) > 1 and not self.separable else None
         found = []
         for part in parts:
             some = [rows[i] for i in part]
@@ -237,6 +254,12 @@ class Learner:
         narrow = self.compute.precision == "bfloat16"
         with torch.autocast(model.device.type, torch.bfloat16, enabled=narrow):
             return look(model, forest, head=self.head)
+
+
+def _unhook(model: PreTrainedModel) -> None:
+    """Take away the hook on the embeddings that transformers leaves behind after checkpointing."""
+    if getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None):
+        model.disable_input_require_grads()
 
 
 def _to_bfloat16(model: PreTrainedModel) -> None:

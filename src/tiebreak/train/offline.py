@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tiebreak.models.adapters import Adapter, adapt, has_adapter
+from tiebreak.models.adapters import Adapter, adapt
 from tiebreak.models.heap import keep_freed_memory
 from tiebreak.records import InputError, Progress, quiet
 from tiebreak.registry import nearest
@@ -55,7 +56,17 @@ class Watch:
     patience: int = 0
     trackers: tuple[str, ...] = ()
 
+    @property
+    def chooses(self) -> dict[str, Any]:
+        """What evaluations decide: which weights are kept, and when to stop; empty where they decide nothing."""
+        if self.keep == "last" and not self.patience:
+            return {}
+        return {"keep": self.keep, "patience": self.patience, "evaluate_every": self.evaluate_every}
+
     def __post_init__(self) -> None:
+        for name, least in (("checkpoint_every", 1), ("log_every", 1), ("evaluate_every", 0), ("patience", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it has to be {least} or more.")
         if self.keep not in ("last", "best"):
             raise InputError(f"keep is {self.keep!r}; expected last or best.")
         if (self.patience or self.keep == "best") and not self.evaluate_every:
@@ -96,70 +107,60 @@ def fit(
 ) -> Trained:
     """Train ``model`` in place on ``examples`` with the objective that ``knobs`` name.
 
-    The last checkpoint is written after the last step and stays, so that a kill before the model is saved costs
-    nothing; :func:`tiebreak.train.checkpoint.discard` removes it.
-
     Args:
-        model: the start: a causal model, or a sequence classifier where the score map is ``head``. A resumed run gets
-            the same start again, for it is the reference.
+        model: the start, a classifier where the score map is ``head``; a resumed run gets the same one again.
         examples: rows; pair objectives need two branches in each.
         knobs: the switches and scalars of ``loss``; what is not given is its default.
         pace: epochs, batch size, order and learning rate.
         seed: orders the rows and draws an adapter.
-        folder: holds ``metrics.jsonl`` and ``checkpoint/``.
+        folder: holds ``metrics.jsonl`` and ``checkpoint/``, which stays until ``checkpoint.discard`` removes it.
         held_out: rows that are never trained on, evaluated as ``watch`` says and at the end.
         watch: when to evaluate, save and log, and when to stop.
         compute: precision, activation checkpointing and the token budget of a forest.
         reference: where the log-probs of the start come from, and whether it follows the policy.
         adapter: train this adapter instead of all weights; it stays in ``model``.
         optimizer: a row of OPTIMIZERS.
-        optimizer_knobs: its knobs.
+        optimizer_knobs: those of its knobs that differ.
         ema: decay of a moving average of the weights, which becomes the result; 0 is none.
-        loss: :func:`~tiebreak.train.objectives.switches.objective`, or a function of the same shape: a ``Seen`` and
-            keywords, ``score`` among them, to an ``Outcome``.
+        loss: the switches, or a function of that shape: a ``Seen`` and keywords with ``score`` to an ``Outcome``.
         cache: folder of reference log-probs that trainings share; ``folder`` when missing.
         auto_tokens: take the token budget of a forest from the memory that is free, in place of ``compute``'s.
         progress: called after each step with steps done, steps in all and the latest numbers.
 
     Raises:
-        InputError: rows that cannot be trained on, an unknown switch, a checkpoint of another run, a first DPO loss
-            that is not ln 2 (the reference is not the policy's start), or a loss or gradient that is not finite.
+        InputError: broken rows, an unknown switch, another run's checkpoint, a first DPO loss that is not ln 2 (the
+            reference is not the start), a loss or gradient that is not finite, or memory that ran out.
     """
     whole, follow, watch = settle(loss, knobs), reference or Reference(), watch or Watch()
-    if watch.evaluate_every and not held_out and (watch.patience or watch.keep == "best"):
-        raise InputError("keep: best and patience need held-out rows; set held_out above 0.")
-    check_rows(examples, model, pairs=bool(whole["score"]))
-    if held_out:
-        check_rows(held_out, model, pairs=bool(whole["score"]))
-    started = time.monotonic()
+    _check(model, examples, held_out, watch, pairs=bool(whole["score"]))
     made = {"optimizer": optimizer, **(optimizer_knobs or {}), "ema": ema, "seed": seed, "adapter": repr(adapter)}
-    run = _mark(model, examples, whole, pace, compute or Compute(), follow, loss, made)
-    if adapter is not None and not has_adapter(model):
+    rows = [*examples, *(held_out if watch.chooses else ())]
+    run = _mark(model, rows, whole, pace, compute or Compute(), follow, loss, made | watch.chooses)
+    if adapter is not None:
         adapt(model, adapter, seed=seed)
-    compares = whole["score"] not in ("", "head", "log_prob")
-    other = frozen_copy(model, follow) if compares and follow.compute == "step" else None
-    learner = Learner(
-        model, whole, pace, compute, loss=loss, optimizer=optimizer, optimizer_knobs=optimizer_knobs, reference=other
-    )
+    own: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "optimizer_knobs": optimizer_knobs}
+    learner = Learner(model, whole, pace, compute, reference=_beside(model, whole, follow), **own)
     training = _Training(learner, _order(examples, pace, seed), examples, held_out, watch, folder, run)
-    training.average = Ema(model, ema) if ema else None
-    training.follower = Follower(other, follow) if other is not None and follow.sync_every else None
-    if model.device.type == "cpu":
-        keep_freed_memory()
-    if auto_tokens:
-        learner.compute = replace(learner.compute, tokens=find_tokens(learner, examples))
+    training.carry(ema, follow, auto_tokens=auto_tokens)
     with learner.ready():
-        if compares:
-            training.look_back(None if follow.compute == "step" else cache or folder / "reference")
-        state = training.go(progress)
-    return Trained(
-        steps=state["step"],
-        tokens=state["tokens"],
-        seconds=time.monotonic() - started,
-        last=state["last"],
-        stopped=state["stopped"],
-        best=state["best_step"],
-    )
+        return training.go(progress, None if follow.compute == "step" else cache or folder / "reference")
+
+
+def _beside(model: PreTrainedModel, knobs: Mapping[str, Any], follow: Reference) -> PreTrainedModel | None:
+    """Return the frozen model that is the reference in each step, if the objective compares and is asked to so."""
+    in_step = follow.compute == "step" and knobs["score"] not in ("", "head", "log_prob")
+    return frozen_copy(model, follow) if in_step else None
+
+
+def _check(
+    model: PreTrainedModel, rows: Sequence[Example], held_out: Sequence[Example], watch: Watch, *, pairs: bool
+) -> None:
+    """Refuse rows that cannot be trained on, and a watch that has nothing to watch."""
+    if not held_out and (watch.patience or watch.keep == "best"):
+        raise InputError("keep: best and patience need held-out rows; set held_out above 0.")
+    check_rows(rows, model, pairs=pairs)
+    if held_out:
+        check_rows(held_out, model, pairs=pairs)
 
 
 def _mark(
@@ -210,19 +211,34 @@ class _Training:
         self.references: Tensor | None = None
         self.apart: Tensor | None = None
 
+    def carry(self, ema: float, follow: Reference, *, auto_tokens: bool) -> None:
+        """Take along from step to step what ``ema`` and ``follow`` ask for, and split batches into what then fits."""
+        if ema:
+            self.average = Ema(self.learner.model, ema)
+        if self.learner.reference is not None and follow.sync_every:
+            self.follower = Follower(self.learner.reference, follow)
+        if auto_tokens:
+            self.learner.compute = replace(self.learner.compute, tokens=find_tokens(self.learner, self.rows))
+
     def look_back(self, cache: Path | None) -> None:
         """Get the log-probs of a reference that stays, while the model still is that reference.
 
         Those of the held-out rows are kept, for they are asked for often; those of the rows only where ``cache`` says
         that they are not to be computed in the step.
         """
+        if not self.learner.compares:
+            return
         if self.held_out and self.follower is None:
             self.apart = self.learner.reference_logps(self.held_out)
         if cache is not None:
             self.references = cached_logps(self.learner, self.rows, cache).logps
 
-    def go(self, progress: Progress) -> dict[str, Any]:
-        """Take all steps, or those a checkpoint has left, and return the last state."""
+    def go(self, progress: Progress, cache: Path | None) -> Trained:
+        """Take all steps, or those a checkpoint has left."""
+        started = time.monotonic()
+        self.look_back(cache)
+        if self.learner.model.device.type == "cpu":
+            keep_freed_memory()
         fresh = {"run": self.run, "step": 0, "tokens": 0, "stopped": False, "best": None, "best_step": 0, "worse": 0}
         state: dict[str, Any] = self._restore() or fresh
         trackers = [self._tracker(name, state["step"]) for name in self.watch.trackers]
@@ -234,15 +250,14 @@ class _Training:
             if "last" not in state:
                 self._finish(state, track)
                 self._save(state)
-        return state
+        kept = {name: state[name] for name in ("tokens", "last", "stopped")}
+        return Trained(steps=state["step"], seconds=time.monotonic() - started, best=state["best_step"], **kept)
 
     def _step(self, state: dict[str, Any], track: Track, progress: Progress) -> None:
         number, watch, learner = state["step"], self.watch, self.learner
         rows = self.order.rows(number)
         references = None if self.references is None else self.references[rows]
         done = self._take([self.rows[i] for i in rows], number, references)
-        if number == 0:
-            _assert_start(learner, done.numbers["loss"])
         if self.average is not None:
             self.average.update(learner.model)
         if self.follower is not None:
@@ -264,7 +279,8 @@ class _Training:
     def _take(self, rows: Sequence[Example], number: int, references: Tensor | None) -> Step:
         """Take one step; out of memory is said with the split that fits, for it changes nothing else."""
         try:
-            return self.learner.step(rows, number, self.steps, references)
+            check = partial(_assert_start, self.learner) if number == 0 else None
+            return self.learner.step(rows, number, self.steps, references, check=check)
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
                 raise
@@ -287,7 +303,7 @@ class _Training:
         """Note an evaluation; keep the weights if they are the best so far, stop if the patience is over."""
         track.write(state["step"], measured)
         loss, state["latest"] = measured["eval/loss"], measured
-        if state["best"] is None or loss < state["best"]:
+        if math.isfinite(loss) and (state["best"] is None or loss < state["best"]):
             state |= {"best": loss, "best_step": state["step"], "worse": 0, "measured": measured}
             if self.watch.keep == "best":
                 with self.average.swapped(self.learner.model) if self.average is not None else nullcontext():
@@ -299,12 +315,13 @@ class _Training:
     def _finish(self, state: dict[str, Any], track: Track) -> None:
         """Evaluate at the end, and leave in the model what the training was to give: last or best, averaged or not."""
         state["last"] = state["numbers"]
+        if self.held_out and not state["stopped"]:
+            self._judge(state, self._measure(), track)
+            state["stopped"] = False
+        best = self.watch.keep == "best" and state["best"] is not None
         if self.held_out:
-            if not state["stopped"]:
-                self._judge(state, self._measure(), track)
-                state["stopped"] = False
-            state["last"] = state["measured"] if self.watch.keep == "best" else state["latest"]
-        if self.watch.keep == "best":
+            state["last"] = state["measured"] if best else state["latest"]
+        if best:
             checkpoint.put_back(self.learner.model, checkpoint.kept(self.folder / "best.safetensors"))
         elif self.average is not None:
             checkpoint.put_back(self.learner.model, self.average.state())

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -70,28 +72,34 @@ def frozen_copy(model: PreTrainedModel, settings: Reference) -> PreTrainedModel 
 
 
 class Follower:
-    """A frozen model that moves towards the policy every ``sync_every`` steps, and its state for a checkpoint."""
+    """A frozen model that moves towards the policy every ``sync_every`` steps, and its state for a checkpoint.
+
+    It moves in float32 whatever the model's precision, for a small share of a difference is less than bfloat16 tells.
+    """
 
     def __init__(self, model: PreTrainedModel, settings: Reference) -> None:
         self.model = model
         self.settings = settings
+        self.wide = {name: parameter.detach().float().clone() for name, parameter in model.named_parameters()}
 
     def follow(self, policy: PreTrainedModel, done: int) -> None:
         """Move after step ``done`` (from 1), if it is time."""
         if done % self.settings.sync_every:
             return
         with torch.no_grad():
-            for own, other in zip(self.model.parameters(), policy.parameters(), strict=True):
-                own.lerp_(other.to(own.dtype), self.settings.sync_mix)
+            for name, other in policy.named_parameters():
+                self.wide[name].lerp_(other.float(), self.settings.sync_mix)
+        self.load(self.wide)
 
     def state(self) -> dict[str, Tensor]:
         """Return the weights by name."""
-        return dict(self.model.named_parameters())
+        return dict(self.wide)
 
     def load(self, state: Mapping[str, Tensor]) -> None:
         """Take back weights."""
         with torch.no_grad():
             for name, parameter in self.model.named_parameters():
+                self.wide[name].copy_(state[name])
                 parameter.copy_(state[name])
 
 
@@ -103,7 +111,7 @@ def cached_logps(learner: Learner, rows: Sequence[Example], folder: Path) -> Cac
     """
     bare = [row._replace(p=1.0, weight=1.0, label="") for row in rows]
     path = folder / f"{mark_of(learner.model, bare, {'precision': learner.compute.precision})}.safetensors"
-    if path.is_file():
+    with suppress(OSError, SafetensorError, KeyError):  # not there, or cut short by a crash: computed again
         return Cached(load_file(path)["logps"].to(learner.model.device), True)
     logps = learner.reference_logps(rows)
     partial = path.with_suffix(".partial")
@@ -111,6 +119,6 @@ def cached_logps(learner: Learner, rows: Sequence[Example], folder: Path) -> Cac
         folder.mkdir(parents=True, exist_ok=True)
         save_file({"logps": logps.cpu().contiguous()}, partial)
         partial.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise InputError(f"The reference's log-probs cannot be written to {path}: {error}; free some space.") from error
     return Cached(logps, False)

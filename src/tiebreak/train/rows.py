@@ -115,5 +115,6 @@ def _parts(model: PreTrainedModel, rows: Sequence[Example]) -> Iterator[np.ndarr
         yield flat.sum(dtype=torch.float64).cpu().numpy()
     for row in rows:
         yield np.array([row.p, row.weight])
+        yield np.frombuffer(row.label.encode(), dtype=np.uint8)
         for ids in (row.tree.trunk, *row.tree.branches, *row.tree.taught):
             yield np.array([len(ids), *ids], dtype=np.int64)
