@@ -63,6 +63,7 @@ def train(job: Job) -> Made:
         notes.append(_centre(job, stage, model, [example.tree for example in taught]))
     save_model(model.model, model.tokenizer, job.home / "model")
     checkpoint.discard(job.home / "checkpoint")
+    (job.home / "best.safetensors").unlink(missing_ok=True)
     size = sum(parameter.numel() for parameter in model.model.parameters())
     counts |= {"steps": done.steps, "tokens": done.tokens, "parameters": size}
     if stage.adapter:
