@@ -12,16 +12,14 @@ import argparse
 import importlib.util
 import json
 import os
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-from environment import ROOT, Mistake, python, run_environment
+from environment import ROOT, Mistake, in_process, python
 from results import table
 from train import Arguments
 
@@ -87,27 +85,8 @@ def measure(interpreter: Path, job: Mapping[str, Any]) -> dict[str, Any]:
         Mistake: the data cannot be used.
         RuntimeError: the process failed; its last lines are in the message.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "result.json")
-        variables = run_environment(retain_heap=True) | {"HF_HOME": folder, "CUDA_VISIBLE_DEVICES": ""}
-        said: list[str] = []
-        with subprocess.Popen(
-            [interpreter, HERE / "curves_side.py", json.dumps(job), out],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=variables,
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("> "):
-                    print(line[2:].rstrip(), flush=True)
-                else:
-                    said = [*said[-19:], line]
-        if process.returncode or not out.is_file():
-            raise RuntimeError(f"{job['task']}, seed {job['seed']}, ended with {process.returncode}:\n{''.join(said)}")
-        result: dict[str, Any] = json.loads(out.read_text())
+    title = f"{job['task']}, seed {job['seed']},"
+    result = in_process(interpreter, "curves_side.py", job, title=title, retain_heap=True)
     if "mistake" in result:
         raise Mistake(result["mistake"])
     return result

@@ -7,12 +7,16 @@ alone, such as PyTorch's index of builds without GPU libraries, which are severa
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+import tempfile
 import tomllib
 import venv
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 TRL = "1.16.0"
@@ -63,6 +67,38 @@ def run_environment(*, retain_heap: bool) -> dict[str, str]:
         "TQDM_DISABLE": "1",
     }
     return kept | (RETAINED if retain_heap else {})
+
+
+def in_process(
+    interpreter: Path, script: str, job: Mapping[str, Any], *, title: str, retain_heap: bool, gpu: bool = False
+) -> dict[str, Any]:
+    """Run a script of this folder on a job in a process of its own, show its progress, and return its result.
+
+    Raises:
+        RuntimeError: the process failed; its last lines are in the message, behind ``title``.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder, "result.json")
+        variables = run_environment(retain_heap=retain_heap) | {"HF_HOME": folder}
+        said: list[str] = []
+        with subprocess.Popen(
+            [interpreter, ROOT / "benchmarks" / script, json.dumps(job), out],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            env=variables if gpu else variables | {"CUDA_VISIBLE_DEVICES": ""},
+        ) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if line.startswith("> "):
+                    print(line[2:].rstrip(), flush=True)
+                else:
+                    said = [*said[-19:], line]
+        if process.returncode or not out.is_file():
+            raise RuntimeError(f"{title} ended with {process.returncode}:\n{''.join(said)}")
+        result: dict[str, Any] = json.loads(out.read_text())
+        return result
 
 
 def _interpreter(folder: Path) -> Path:

@@ -13,15 +13,13 @@ import difflib
 import importlib.util
 import json
 import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from environment import Mistake, python, run_environment
+from environment import Mistake, in_process, python
 from results import SAYS, SETTINGS, parity, positions, report, summary
 
 HERE = Path(__file__).resolve().parent
@@ -156,29 +154,8 @@ def measure(interpreter: Path, job: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         RuntimeError: the process failed; its last lines are in the message.
     """
-    with tempfile.TemporaryDirectory() as folder:
-        out = Path(folder, "result.json")
-        variables = run_environment(retain_heap=job["what"] != "memory")
-        variables |= {"HF_HOME": folder} | ({"CUDA_VISIBLE_DEVICES": ""} if job["device"] == "cpu" else {})
-        said: list[str] = []
-        with subprocess.Popen(
-            [interpreter, HERE / "measure.py", json.dumps(job), out],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
-            env=variables,
-        ) as process:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if line.startswith("> "):
-                    print(line[2:].rstrip(), flush=True)
-                else:
-                    said = [*said[-19:], line]
-        if process.returncode or not out.is_file():
-            raise RuntimeError(f"{_title(job)} ended with {process.returncode}:\n{''.join(said)}")
-        result: dict[str, Any] = json.loads(out.read_text())
-        return result
+    title, retained, gpu = _title(job), job["what"] != "memory", job["device"] == "cuda"
+    return in_process(interpreter, "measure.py", job, title=title, retain_heap=retained, gpu=gpu)
 
 
 def file(result: dict[str, Any], job: Mapping[str, Any], found: Mapping[str, Any]) -> None:
