@@ -10,10 +10,11 @@ import torch
 from workload import RATES, Row, build
 
 from tiebreak.models.forest import Tree
-from tiebreak.train.learner import Compute, Learner
+from tiebreak.train.learner import Learner
 from tiebreak.train.objectives.presets import OBJECTIVES
 from tiebreak.train.pace import Pace
 from tiebreak.train.rows import Example
+from tiebreak.train.update import Compute
 
 METHODS = {"dpo": "dpo", "reward": "bradley_terry", "sft": "sft"}
 

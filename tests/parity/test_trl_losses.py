@@ -27,10 +27,11 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from tests.models.tiny import causal
 from tests.train.made import METHODS, examples, start
-from tiebreak.train.learner import Compute, Learner
+from tiebreak.train.learner import Learner
 from tiebreak.train.objectives.presets import OBJECTIVES
 from tiebreak.train.pace import Pace
 from tiebreak.train.rows import Example
+from tiebreak.train.update import Compute
 
 TRAINERS: dict[str, tuple[Any, Any]] = {
     "sft": (trl.SFTTrainer, trl.SFTConfig),

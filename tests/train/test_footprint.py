@@ -15,9 +15,9 @@ from tiebreak.models.adapters import Adapter, adapt
 from tiebreak.records import InputError
 from tiebreak.train import footprint
 from tiebreak.train.footprint import Memory, estimate
-from tiebreak.train.learner import PRECISIONS
 from tiebreak.train.optimizers import OPTIMIZERS
 from tiebreak.train.rows import Example
+from tiebreak.train.update import PRECISIONS
 
 
 def foretold(kind: str, some: Sequence[Example], *, trained: float | None = None, **more: Any) -> int:

@@ -20,8 +20,8 @@ from tests.train.test_watch import watched
 from tiebreak.models.adapters import Adapter, adapt
 from tiebreak.records import InputError
 from tiebreak.train import checkpoint
-from tiebreak.train.learner import Compute
 from tiebreak.train.offline import Pace, Reference, Watch
+from tiebreak.train.update import Compute
 
 LORA = Adapter(rank=4, alpha=8.0)
 NARROW = Compute(precision="bfloat16_weights")

@@ -26,9 +26,9 @@ from transformers import PreTrainedModel
 from tests.train.made import examples, start, train
 from tiebreak.models.adapters import Adapter
 from tiebreak.train import checkpoint, reference
-from tiebreak.train.learner import Compute
 from tiebreak.train.offline import Pace, Reference, Trained
 from tiebreak.train.track import read_track
+from tiebreak.train.update import Compute
 
 ROOT = Path(__file__).resolve().parents[2]
 PACE = Pace(epochs=4.0, batch=4, learning_rate=3e-3)

@@ -16,11 +16,12 @@ from tests.models.tiny import causal
 from tests.train.made import examples, start
 from tiebreak.models.adapters import Adapter, adapt
 from tiebreak.models.logprobs import padded_logps
-from tiebreak.train.learner import Compute, Learner
+from tiebreak.train.learner import Learner
 from tiebreak.train.objectives.presets import OBJECTIVES
 from tiebreak.train.objectives.switches import Outcome, Seen, objective
 from tiebreak.train.pace import Pace
 from tiebreak.train.rows import Example, Loss
+from tiebreak.train.update import Compute
 
 UNCLIPPED = Pace(batch=8, learning_rate=1e-3, warmup=0.0, decay="constant", clip=1e9)
 TRAINED: dict[str, tuple[str, dict[str, Any]]] = {

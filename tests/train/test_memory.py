@@ -26,12 +26,13 @@ from tiebreak.models.heap import keep_freed_memory
 from tiebreak.models.load import build_causal
 from tiebreak.records import InputError
 from tiebreak.train import memory
-from tiebreak.train.learner import PRECISIONS, Compute, Learner
+from tiebreak.train.learner import Learner
 from tiebreak.train.memory import available, find_tokens, is_out_of_memory, largest_fit, out_of_memory
 from tiebreak.train.objectives.presets import OBJECTIVES
 from tiebreak.train.objectives.switches import objective
 from tiebreak.train.offline import Pace, settle
 from tiebreak.train.rows import Example
+from tiebreak.train.update import PRECISIONS, Compute
 
 LINUX = (
     "[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"

@@ -18,12 +18,13 @@ from tests.models.tiny import causal
 from tests.train.made import ROWS, STEPS, examples, start, train, weights
 from tiebreak.models.adapters import Adapter, adapt
 from tiebreak.records import InputError
-from tiebreak.train.learner import Compute, Learner
+from tiebreak.train.learner import Learner
 from tiebreak.train.objectives.presets import OBJECTIVES
 from tiebreak.train.offline import Pace
 from tiebreak.train.reference import Cached, Follower, Reference, cached_logps, frozen_copy
 from tiebreak.train.rows import Example
 from tiebreak.train.track import read_track
+from tiebreak.train.update import Compute
 
 LORA = Adapter(rank=4, alpha=8.0)
 SLOW = Pace(epochs=2.0, batch=4, learning_rate=1e-4)

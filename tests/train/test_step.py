@@ -21,9 +21,10 @@ from tiebreak.models.encode import encode_tree
 from tiebreak.models.forest import Tree
 from tiebreak.models.load import to_reward
 from tiebreak.records import InputError, Prompt, Response
-from tiebreak.train.learner import Compute, Learner
+from tiebreak.train.learner import Learner
 from tiebreak.train.pace import Pace
 from tiebreak.train.rows import Example, check_rows
+from tiebreak.train.update import Compute
 
 
 def found_in(model: PreTrainedModel) -> dict[str, Any]:

@@ -22,6 +22,18 @@ TILE = 2**24
 """Logits computed at once: 64 MiB in float32."""
 
 
+class Words(NamedTuple):
+    """What the policy says of the M learned tokens of a forest.
+
+    ``logps`` (M,) are their log-probabilities in float32, ``states`` (M, width) the body's states that predict them,
+    ``entropy`` (M,) that of the whole distribution in nats where it was asked for.
+    """
+
+    logps: Tensor
+    states: Tensor
+    entropy: Tensor | None = None
+
+
 class Head(NamedTuple):
     """The vocabulary head as the architecture's configuration describes it.
 
@@ -46,10 +58,19 @@ def head_of(model: PreTrainedModel) -> Head | None:
 
 def token_logps(model: PreTrainedModel, forest: Forest) -> Tensor:
     """Return log p of every learned completion token of ``forest``, shape (M,), in float32. Run in ``forest_mode``."""
+    return words(model, forest).logps
+
+
+def words(model: PreTrainedModel, forest: Forest, *, temperature: float = 1.0, entropy: bool = False) -> Words:
+    """Return log p of the learned tokens of ``forest`` under softmax(logits / ``temperature``). Run in ``forest_mode``.
+
+    A policy that samples at a temperature is the tempered one, so its ratios and its distance to a reference are those
+    of tempered log-probabilities too. With ``entropy`` that of each token's distribution comes along, differentiable.
+    """
     head = head_of(model)
     if head is None or not _as_described(model):
-        return plain_logps(model, forest)
-    return _tiled_logps(model, head, forest)
+        return _plain_words(model, forest, temperature=temperature, entropy=entropy)
+    return _tiled_words(model, head, forest, temperature=temperature, entropy=entropy)
 
 
 def _as_described(model: PreTrainedModel) -> bool:
@@ -64,22 +85,40 @@ def _as_described(model: PreTrainedModel) -> bool:
         assert head is not None
         with torch.no_grad(), torch.autocast(model.device.type, enabled=False):
             forest = plant([small]).to(model.device)
-            ours, own = _tiled_logps(model, head, forest), plain_logps(model, forest)
+            ours, own = _tiled_words(model, head, forest).logps, plain_logps(model, forest)
         near = 1e-4 if head.weight.dtype == torch.float32 else 5e-2
         _tried[model] = bool((ours - own).abs().max() < near)
     return _tried[model]
 
 
-def _tiled_logps(model: PreTrainedModel, head: Head, forest: Forest) -> Tensor:
+def _tiled_words(
+    model: PreTrainedModel, head: Head, forest: Forest, *, temperature: float = 1.0, entropy: bool = False
+) -> Words:
     body = getattr(model, model.base_model_prefix)
     out = body(input_ids=forest.ids, position_ids=forest.positions, use_cache=False, forest=forest)
     states = out.last_hidden_state[0].index_select(0, forest.predictors)
-    logps: Tensor = _Tiled.apply(states, head.weight, head.bias, forest.targets, head.factor, head.softcap)
-    return logps
+    shape = Shape(head.factor, head.softcap, temperature)
+    logps, spread = _Tiled.apply(states, head.weight, head.bias, forest.targets, shape, entropy)
+    return Words(logps, states, spread if entropy else None)
 
 
 def plain_logps(model: PreTrainedModel, forest: Forest) -> Tensor:
     """Return the same numbers through the model's own head, all learned positions at once."""
+    return _plain_words(model, forest, temperature=1.0, entropy=False).logps
+
+
+def _plain_words(model: PreTrainedModel, forest: Forest, *, temperature: float, entropy: bool) -> Words:
+    given: list[Tensor] = []
+    hook = model.get_output_embeddings().register_forward_pre_hook(lambda _layer, inputs: given.append(inputs[0]))
+    try:
+        logits = _at_predictors(model, forest) / temperature
+    finally:
+        hook.remove()
+    logps = -cross_entropy(logits, forest.targets, reduction="none")
+    return Words(logps, given[0][0], entropies(logits.log_softmax(-1)) if entropy else None)
+
+
+def _at_predictors(model: PreTrainedModel, forest: Forest) -> Tensor:
     out = model(
         input_ids=forest.ids,
         position_ids=forest.positions,
@@ -87,33 +126,59 @@ def plain_logps(model: PreTrainedModel, forest: Forest) -> Tensor:
         use_cache=False,
         forest=forest,
     )
-    return -cross_entropy(out.logits[0].float(), forest.targets, reduction="none")
+    logits: Tensor = out.logits[0].float()
+    return logits
+
+
+def distributions(model: PreTrainedModel, forest: Forest, *, temperature: float = 1.0) -> Tensor:
+    """Return the log-probabilities of the whole vocabulary at every learned position, (M, V). Run in ``forest_mode``.
+
+    Large: what takes this bounds the tokens of its forests.
+    """
+    return (_at_predictors(model, forest) / temperature).log_softmax(-1)
+
+
+def entropies(logps: Tensor) -> Tensor:
+    """Return -sum p log p of each row of log-probabilities, (M, V) -> (M,), in nats."""
+    return -(logps.exp() * logps).sum(-1)
+
+
+class Shape(NamedTuple):
+    """What stands between the head's product l and the logits: softcap tanh(factor l / softcap) / temperature."""
+
+    factor: float
+    softcap: float | None
+    temperature: float
 
 
 class _Tiled(torch.autograd.Function):  # type: ignore[misc]
-    """log softmax(head(h))[target] per position; ``states`` (M, d), ``weight`` (V, d), ``targets`` (M,) -> (M,)."""
+    """Log-probs and entropies of ``targets`` (M,) under ``states`` (M, d) and ``weight`` (V, d), both (M,)."""
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, factor: float, cap: float | None
-    ) -> Tensor:
+        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shape: Shape, entropy: bool
+    ) -> tuple[Tensor, Tensor]:
         kind = states.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-        ctx.bounds = factor, cap
+        ctx.shape = shape
+        ctx.set_materialize_grads(False)
         inputs, matrix = states.to(ctx.dtype), weight.to(ctx.dtype)
         total = torch.empty(len(states), device=states.device)
-        found = torch.empty_like(total)
+        found, spread = torch.empty_like(total), torch.zeros_like(total)
         for rows in _tiles(len(states), len(weight)):
-            logits, _ = _logits(inputs[rows], matrix, bias, factor, cap)
+            logits, _ = _logits(inputs[rows], matrix, bias, shape)
             found[rows] = logits.gather(1, targets[rows, None])[:, 0]
-            most = logits.amax(1, keepdim=True)
-            total[rows] = logits.sub_(most).exp_().sum(1).log_().add_(most[:, 0])
-        ctx.save_for_backward(states, weight, bias, targets, total)
-        return found - total
+            total[rows] = logits.logsumexp(1) if entropy else _logsumexp_in_place(logits)
+            if entropy:  # H = log Z - E[logit]
+                spread[rows] = total[rows] - ((logits - total[rows, None]).exp_().mul_(logits)).sum(1)
+        ctx.save_for_backward(states, weight, bias, targets, total, spread if entropy else None)
+        return found - total, spread
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        states, weight, bias, targets, total = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor | None, of_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        states, weight, bias, targets, total, spread = ctx.saved_tensors
+        gradient = torch.zeros_like(total) if gradient is None else gradient
+        shape: Shape = ctx.shape
         with torch.autocast(states.device.type, enabled=False):
             inputs, matrix = states.to(ctx.dtype), weight.to(ctx.dtype)
             of_states = torch.empty_like(states) if ctx.needs_input_grad[0] else None
@@ -121,12 +186,17 @@ class _Tiled(torch.autograd.Function):  # type: ignore[misc]
             of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] and held is None else held
             of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
             for rows in _tiles(len(states), len(weight)):
-                logits, slope = _logits(inputs[rows], matrix, bias, *ctx.bounds)
-                pull = logits.sub_(total[rows, None]).exp_().mul_(-gradient[rows, None])
+                logits, slope = _logits(inputs[rows], matrix, bias, shape)
+                logits.sub_(total[rows, None])
+                if of_entropy is None:
+                    pull = logits.exp_().mul_(-gradient[rows, None])
+                else:  # dH/dlogit = -p (log p + H)
+                    lean = (logits + spread[rows, None]).mul_(of_entropy[rows, None]).add_(gradient[rows, None])
+                    pull = logits.exp_().mul_(lean.neg_())
                 pull.scatter_add_(1, targets[rows, None], gradient[rows, None])
                 if slope is not None:
                     pull.mul_(slope)
-                pull = pull.mul_(ctx.bounds[0])
+                pull = pull.mul_(shape.factor / shape.temperature)
                 if of_bias is not None:
                     of_bias += pull.sum(0).to(of_bias.dtype)
                 pull = pull.to(ctx.dtype)
@@ -137,25 +207,30 @@ class _Tiled(torch.autograd.Function):  # type: ignore[misc]
         return of_states, of_weight if held is None else None, of_bias, None, None, None
 
 
+def _logsumexp_in_place(logits: Tensor) -> Tensor:
+    """Return log sum exp of each row and destroy ``logits``, which saves a tile of memory."""
+    most = logits.amax(1, keepdim=True)
+    return logits.sub_(most).exp_().sum(1).log_().add_(most[:, 0])
+
+
 def _tiles(positions: int, vocabulary: int) -> list[slice]:
     rows = max(1, TILE // vocabulary)
     return [slice(first, first + rows) for first in range(0, positions, rows)]
 
 
-def _logits(
-    states: Tensor, matrix: Tensor, bias: Tensor | None, factor: float, cap: float | None
-) -> tuple[Tensor, Tensor | None]:
-    """Return logits in float32 and their slope under soft-capping."""
+def _logits(states: Tensor, matrix: Tensor, bias: Tensor | None, shape: Shape) -> tuple[Tensor, Tensor | None]:
+    """Return logits in float32 and, under soft-capping, the slope of the cap."""
     logits = (states @ matrix.T).float()
     if bias is not None:
         logits += bias.float()
-    if factor != 1.0:
-        logits *= factor
-    if cap is None:
-        return logits, None
-    bent = logits.div_(cap).tanh_()
-    slope = 1 - bent.square()
-    return bent.mul_(cap), slope
+    if shape.factor != 1.0:
+        logits *= shape.factor
+    slope = None
+    if shape.softcap is not None:
+        bent = logits.div_(shape.softcap).tanh_()
+        slope = 1 - bent.square()
+        logits = bent.mul_(shape.softcap)
+    return logits if shape.temperature == 1.0 else logits.div_(shape.temperature), slope
 
 
 def padded_logps(model: PreTrainedModel, trees: Sequence[Tree], *, pad: int) -> Tensor:

@@ -7,66 +7,25 @@ gets all numbers first and hands each forest its share of the gradient in a seco
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from tiebreak.models.adapters import adapter_off, has_adapter
-from tiebreak.models.attention import forest_mode
 from tiebreak.models.forest import plant
 from tiebreak.models.fused import gradients_in_place
-from tiebreak.models.load import without_dropout
-from tiebreak.records import InputError
-from tiebreak.registry import nearest
 from tiebreak.train.objectives.switches import Outcome, Whole, objective
-from tiebreak.train.optimizers import make_optimizer
 from tiebreak.train.pace import Pace
 from tiebreak.train.pack import fill
 from tiebreak.train.rows import Example, Loss, look, see, whole_of
-
-PRECISIONS: Mapping[str, str] = {
-    "float32": "everything in float32",
-    "bfloat16": "matrix products in bfloat16, weights and optimizer in float32",
-    "bfloat16_weights": "weights in bfloat16 too, with a float32 copy in the optimizer",
-}
+from tiebreak.train.update import Compute, Learned, Step, Update
 
 
-@dataclass(frozen=True, kw_only=True)
-class Compute:
-    """How numbers are computed; none of it changes what is learned beyond rounding.
-
-    ``precision`` is a name of :data:`PRECISIONS`; ``checkpointing`` computes activations twice instead of keeping them;
-    ``tokens`` bounds the tokens of one forest, so that a batch takes several (None: one forest a batch).
-    """
-
-    precision: str = "float32"
-    checkpointing: bool = False
-    tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in PRECISIONS:
-            raise InputError(
-                f"There is no precision {self.precision!r}; there are {', '.join(PRECISIONS)}."
-                f"{nearest(self.precision, PRECISIONS)}"
-            )
-        if self.tokens is not None and self.tokens < 1:
-            raise InputError(f"tokens is {self.tokens}; a forest holds at least 1 token.")
-
-
-class Step(NamedTuple):
-    """What one optimizer step did: the numbers to log, loss first, and how many tokens went through the body."""
-
-    numbers: dict[str, float]
-    tokens: int
-
-
-class Learner:
+class Learner(Update):
     """A model, an objective and an optimizer, which take steps; the loop above decides on which rows.
 
     Args:
@@ -92,22 +51,15 @@ class Learner:
         optimizer_knobs: Mapping[str, Any] | None = None,
         reference: PreTrainedModel | None = None,
     ) -> None:
-        self.model, self.knobs, self.pace, self.loss = model, dict(knobs), pace, loss
-        self.compute = compute or Compute()
-        self.reference = reference
-        if self.compute.precision == "bfloat16_weights":
-            _to_bfloat16(model)
-            if reference is not None:
-                _to_bfloat16(reference)
-        self.optimizer = make_optimizer(
-            model,
-            optimizer,
-            optimizer_knobs or {},
-            learning_rate=pace.learning_rate,
-            weight_decay=pace.weight_decay,
-            master=self.compute.precision == "bfloat16_weights",
+        super().__init__(
+            {"model": model},
+            pace,
+            compute,
+            frozen=[] if reference is None else [reference],
+            optimizer=optimizer,
+            optimizer_knobs=optimizer_knobs,
         )
-        self.trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        self.model, self.knobs, self.loss, self.reference = model, dict(knobs), loss, reference
 
     @property
     def head(self) -> bool:
@@ -130,25 +82,6 @@ class Learner:
         return self.loss is objective and not any(
             ":" in value for value in self.knobs.values() if isinstance(value, str)
         )
-
-    @contextmanager
-    def ready(self) -> Iterator[None]:
-        """Put models into the state in which they learn, and give them back as they were found."""
-        models = [self.model] if self.reference is None else [self.model, self.reference]
-        if self.reference is not None:
-            without_dropout(self.reference).eval().requires_grad_(False)
-        checkpointed = self.compute.checkpointing
-        if checkpointed:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-        try:
-            with forest_mode(*models):
-                without_dropout(self.model).train()
-                yield
-        finally:
-            if checkpointed:
-                self.model.gradient_checkpointing_disable()
-                _unhook(self.model)
-            self.model.eval()
 
     def step(
         self,
@@ -173,32 +106,13 @@ class Learner:
         """
         if references is None and self.compares:
             references = self.reference_logps(rows)
-        try:
-            outcome, tokens = self._learn_from(rows, references)
-            loss = float(outcome.loss)
-            _assert_finite("loss", loss, number)
-            if check is not None:
-                check(loss)
-            rate = self.pace.rate(number, total)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            norm = float(torch.nn.utils.clip_grad_norm_(self.trained, self.pace.clip))
-            _assert_finite("gradient's norm", norm, number)
-        except BaseException:
-            self.forget()
-            raise
-        self.optimizer.step()
-        self.forget()
-        numbers = {"loss": loss, "grad_norm": norm, "learning_rate": rate}
-        return Step(numbers | {name: float(value) for name, value in outcome.metrics.items()}, tokens)
 
-    def forget(self) -> None:
-        """Drop the gradients; those of the largest tables are set to zero in place, which costs no fresh memory."""
-        for parameter in self.trained:
-            if parameter.grad is not None and parameter.numel() >= 2**24 and parameter.device.type == "cpu":
-                parameter.grad.zero_()
-            else:
-                parameter.grad = None
+        def learn() -> Learned:
+            outcome, tokens = self._learn_from(rows, references)
+            numbers = {name: float(value) for name, value in {"loss": outcome.loss, **outcome.metrics}.items()}
+            return Learned(numbers, tokens)
+
+        return self.take(number, total, learn, check)
 
     def reference_logps(self, rows: Sequence[Example]) -> Tensor:
         """Return the reference's summed log-probs of both branches of ``rows``, (R, 2), without gradients.
@@ -228,7 +142,7 @@ class Learner:
         """Add the gradient of the batch to the weights and return the outcome of the batch, without its graph."""
         parts = fill([row.tree.size for row in rows], self.compute.tokens)
         shares = self._shares(rows, references) if len(parts) > 1 and not self.separable else None
-        found = []
+        whole, found = whole_of(rows, self.pairs), []
         for part in parts:
             some = [rows[i] for i in part]
             values = self._look(some, self.model)
@@ -238,7 +152,7 @@ class Learner:
                     values.backward(_of_rows(shares, part, rows))
                 else:
                     compared = None if references is None else references[part]
-                    self.outcome(some, values, compared, whole=whole_of(rows, self.pairs)).loss.backward()
+                    self.outcome(some, values, compared, whole=whole).loss.backward()
         with torch.no_grad():
             outcome = self.outcome(rows, _in_order(parts, found, rows), references)
         return outcome, sum(row.tree.size for row in rows)
@@ -251,22 +165,8 @@ class Learner:
 
     def _look(self, rows: Sequence[Example], model: PreTrainedModel) -> Tensor:
         forest = plant([row.tree for row in rows]).to(model.device)
-        narrow = self.compute.precision == "bfloat16"
-        with torch.autocast(model.device.type, torch.bfloat16, enabled=narrow):
+        with self.precision():
             return look(model, forest, head=self.head)
-
-
-def _unhook(model: PreTrainedModel) -> None:
-    """Take away the hook on the embeddings that transformers leaves behind after checkpointing."""
-    if getattr(model, "_require_grads_hooks", None) or getattr(model, "_require_grads_hook", None):
-        model.disable_input_require_grads()
-
-
-def _to_bfloat16(model: PreTrainedModel) -> None:
-    """Round the weights to bfloat16 but for those of adapters, which are few and move little."""
-    for parameter in model.parameters():
-        if parameter.requires_grad is False or not has_adapter(model):
-            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def _branches(part: Sequence[int], rows: Sequence[Example]) -> list[int]:
@@ -288,11 +188,3 @@ def _in_order(parts: Sequence[Sequence[int]], found: Sequence[Tensor], rows: Seq
     places = torch.tensor([branch for part in parts for branch in _branches(part, rows)], device=found[0].device)
     whole = torch.empty(len(places), dtype=found[0].dtype, device=found[0].device)
     return whole.index_copy_(0, places, torch.cat(list(found)))
-
-
-def _assert_finite(what: str, value: float, step: int) -> None:
-    if not math.isfinite(value):
-        raise InputError(
-            f"The {what} at step {step + 1} is {value}; lower the learning rate or look for broken rows. "
-            "The last checkpoint is kept."
-        )

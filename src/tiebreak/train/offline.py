@@ -25,7 +25,7 @@ from tiebreak.models.heap import keep_freed_memory
 from tiebreak.records import InputError, Progress, quiet
 from tiebreak.registry import nearest
 from tiebreak.train import checkpoint
-from tiebreak.train.learner import Compute, Learner, Step
+from tiebreak.train.learner import Learner
 from tiebreak.train.memory import find_tokens, is_out_of_memory, out_of_memory
 from tiebreak.train.objectives.switches import check, objective
 from tiebreak.train.optimizers import Ema
@@ -35,6 +35,7 @@ from tiebreak.train.reference import Follower, Reference, cached_logps, frozen_c
 from tiebreak.train.rows import Example, Loss, check_rows, mark_of
 from tiebreak.train.track import Track
 from tiebreak.train.trackers import TRACKERS, Tracker
+from tiebreak.train.update import Compute, Step
 
 __all__ = ["Compute", "Example", "Pace", "Reference", "Trained", "Watch", "fit", "settle"]
 
