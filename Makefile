@@ -75,5 +75,5 @@ $(VENV)/.ready-quickstart: pyproject.toml constraints.txt | $(VENV)/.torch
 
 $(VENV)/.ready-test: pyproject.toml constraints.txt | $(VENV)/.torch
 	@echo 'Installing tiebreak with everything its tests use (1 to 2 minutes, once).'
-	@$(INSTALL) -e '.[train,hub,report,postgres,dev]'
+	@$(INSTALL) -e '.[train,hub,report,postgres,verify,dev]'
 	@touch $@

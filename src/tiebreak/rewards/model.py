@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from tiebreak.models.attention import forest_mode
-from tiebreak.models.encode import Cut, encode_tree
+from tiebreak.models.encode import LEAST, Cut, encode_completion, encode_prompt, encode_tree
 from tiebreak.models.forest import Tree, plant
 from tiebreak.models.heads import Centred, centre, centre_bias, final_norm, hidden_last, is_encoder, scores
 from tiebreak.models.load import Loaded, context_of
 from tiebreak.records import InputError, Progress, Prompt, Response, quiet
+from tiebreak.rewards.table import Answered, Marks, Reward, Unscored
 
 PAIRS = 4096
 """Pairs that say which moves of the head disturb differences: enough for a width of thousands, and bounded memory."""
@@ -84,3 +86,56 @@ def _scores(loaded: Loaded, trees: Sequence[Tree], batch: int) -> torch.Tensor:
 
 def _size(tree: Tree | None) -> int:
     return 0 if tree is None else len(tree.trunk) + sum(map(len, tree.branches))
+
+
+def make(model: Loaded, *, window: int = 1024, cut: Cut = "start", batch: int = 32) -> Reward:
+    """Make the reward that is the score of a loaded reward model.
+
+    The prompt is encoded as in training the reward model. Where it reads the policy's ids of a completion as the very
+    text, those ids are scored, which is exactly what was sampled; else the text is encoded anew. A completion that is
+    empty and unfinished, or leaves no room for a prompt in ``window``, has no score; its siblings have theirs.
+    """
+    room = min(window, context_of(model.model) or window)
+
+    def reward(answered: Sequence[Answered]) -> Marks:
+        trees: list[Tree] = []
+        places: list[list[tuple[int, int]]] = []
+        marks: list[list[float | Unscored | None]] = []
+        for i, one in enumerate(answered):
+            branches = [_branch(model.tokenizer, one, j) for j in range(len(one.texts))]
+            marks.append([_unfit(branch, room) for branch in branches])
+            fit = [j for j, unfit in enumerate(marks[i]) if unfit is None]
+            if fit:
+                left = room - max(len(branches[j]) for j in fit)
+                trunk = encode_prompt(model.tokenizer, one.prompt, room=left, cut=cut).ids
+                trees.append(Tree(trunk, tuple(branches[j] for j in fit)))
+                places.append([(i, j) for j in fit])
+        order = sorted(range(len(trees)), key=lambda n: trees[n].size)
+        with torch.no_grad(), forest_mode(model.model):
+            values = _scores(model, [trees[n] for n in order], batch).tolist()
+        for (i, j), value in zip((place for n in order for place in places[n]), values, strict=True):
+            marks[i][j] = value
+        return marks
+
+    return reward
+
+
+def _branch(tokenizer: PreTrainedTokenizerBase, answered: Answered, which: int) -> tuple[int, ...]:
+    """Return the ids of a completion: the policy's where this tokenizer reads them as the text, else its own."""
+    text, finish = answered.texts[which], answered.finishes[which]
+    ids = answered.trees.branches[which] if answered.trees is not None else ()
+    if ids and max(ids) < len(tokenizer):
+        ended = ids[-1] == tokenizer.eos_token_id
+        said = tokenizer.decode(list(ids[:-1] if ended else ids), clean_up_tokenization_spaces=False)
+        if said == text and ended == (finish != "length"):
+            return ids
+    return encode_completion(tokenizer, Response(prompt_id=answered.prompt.id, text=text, finish=finish))
+
+
+def _unfit(branch: Sequence[int], room: int) -> Unscored | None:
+    """Return why a completion cannot be scored, None where it can."""
+    if not branch:
+        return Unscored("the completion is empty and unfinished", cure="let the policy write more tokens")
+    if len(branch) > room - LEAST:
+        return Unscored(f"the completion is too long for a window of {room} tokens", cure="raise window or sample less")
+    return None

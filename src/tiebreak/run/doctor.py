@@ -15,6 +15,7 @@ EXTRAS = {
     "hub": ("datasets", "pyarrow"),
     "report": ("matplotlib",),
     "postgres": ("psycopg",),
+    "verify": ("math_verify",),
 }
 LEAST_FREE_GIB = 2
 
