@@ -28,8 +28,10 @@ RUN = ("python", "console", "bash")
 LANGUAGES = (*RUN, "text", "yaml", "json", "jsonl", "sql", "ini")
 HARMLESS = ("tiebreak", "cat", "ls", "head", "tail", "wc", "mkdir", "cp", "mv", "printf", "echo", "python", "sort")
 SLOW = ("tutorial.md", "train.md", "sample.md", "README.md")
-PAGE_OF = {"data": "import", "rule": "judge"} | dict.fromkeys(
-    ("objectives", "orders", "optimizers", "trackers"), "train"
+PAGE_OF = (
+    {"data": "import", "rule": "judge"}
+    | dict.fromkeys(("objectives", "orders", "optimizers", "trackers"), "train")
+    | dict.fromkeys(("policy_gradient", "rounds"), "online")
 )
 NAMES = [page.name for page in PAGES]
 

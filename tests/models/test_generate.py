@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from tests.models.tiny import WINDOW, causal, ids
-from tiebreak.models.generate import Drawn, generate, pick
+from tiebreak.models.generate import Drawn, generate
+from tiebreak.models.pick import pick
 from tiebreak.records import InputError
 
 EOS, PAD = 0, 1

@@ -23,10 +23,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from tests.train.acting import act, lines, prompts
 from tests.train.made import examples, start, train
 from tiebreak.models.adapters import Adapter
 from tiebreak.train import checkpoint, reference
+from tiebreak.train.methods import loop_of
 from tiebreak.train.offline import Pace, Reference, Trained
+from tiebreak.train.rollouts import Rollout
 from tiebreak.train.track import read_track
 from tiebreak.train.update import Compute
 
@@ -60,17 +63,25 @@ RUNS: dict[str, dict[str, Any]] = {
 }
 """Name of a run to what it is; ``method`` and ``kind`` say which model starts."""
 RICHEST = list(RUNS)[-1]
+ACTING: dict[str, dict[str, Any]] = {
+    "ppo": {"method": "ppo", "rollout": Rollout(max_new_tokens=4, repeats=2), "knobs": {"kl_target": 0.1}},
+    "grpo with LoRA": {"method": "grpo", "rollout": Rollout(n=3, max_new_tokens=4), "adapter": LORA},
+}
+"""Those that learn from the policy's own answers."""
+EVERYONE = {**RUNS, **ACTING}
 
 
 def begin(name: str) -> PreTrainedModel:
-    return start(RUNS[name]["method"], RUNS[name].get("kind", "llama"))
+    return start(EVERYONE[name]["method"], EVERYONE[name].get("kind", "llama"))
 
 
 def live(name: str, folder: Path, model: PreTrainedModel, **more: Any) -> Trained:
     """Train ``model`` as the run ``name`` says, from what lies in ``folder``."""
-    asked = {"pace": PACE, "checkpoint_every": EVERY, **RUNS[name], **more}
+    asked = {"pace": PACE, "checkpoint_every": EVERY, **EVERYONE[name], **more}
     method = asked.pop("method")
     asked.pop("kind", None)
+    if loop_of(method) == "online":
+        return act(method, folder, model, asked=prompts(ROWS), **asked)
     return train(method, folder, model, rows=examples(method, ROWS), **asked)
 
 
@@ -166,7 +177,7 @@ def lives() -> Iterator[Lives]:
         yield Lives(process)
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", EVERYONE)
 def test_killed_ten_times_in_a_row_it_ends_with_the_weights_and_metrics_of_a_calm_run(
     name: str, lives: Lives, tmp_path: Path
 ) -> None:
@@ -181,7 +192,8 @@ def test_killed_ten_times_in_a_row_it_ends_with_the_weights_and_metrics_of_a_cal
     again_done = live(name, place, again)
     assert same(state_of(again), state_of(calm))
     assert again_done._replace(seconds=0) == done._replace(seconds=0)
-    assert (place / "metrics.jsonl").read_bytes() == (tmp_path / "calm" / "metrics.jsonl").read_bytes()
+    for track in ("metrics.jsonl", "samples.jsonl"):
+        assert lines(place, track) == lines(tmp_path / "calm", track)
     restored = [0, *((step - 1) // EVERY * EVERY for step in kills)]
     expected = [step for first, last in zip(restored, kills, strict=False) for step in range(first + 1, last + 1)]
     assert [int(line) for line in (tmp_path / "seen").read_text().split()] == expected, "only lost steps come again"
@@ -220,6 +232,15 @@ def test_the_runs_that_are_killed_learn_something(name: str, tmp_path: Path) -> 
     assert min(losses[-6:]) < min(losses[:6])
     assert done.steps == len(losses)
     assert (done.steps, done.stopped) == (STEPS, False) or (name == RICHEST and done.best < done.steps < STEPS)
+
+
+@pytest.mark.parametrize("name", ACTING)
+def test_the_runs_that_are_killed_while_they_act_move_the_policy(name: str, tmp_path: Path) -> None:
+    model = begin(name)
+    assert live(name, tmp_path, model).steps == STEPS
+    distance = [abs(row["objective/kl"]) for row in lines(tmp_path)]
+    assert distance[0] < 1e-5 < 1e-2 < max(distance)
+    assert len({row["episodes"] for row in lines(tmp_path)}) == STEPS
 
 
 if __name__ == "__main__":

@@ -47,5 +47,11 @@ FORMATS = Table(
             target="tiebreak.data.world:read",
             knobs={"n": 2000, "held_out": 0, "seed": 0},
         ),
+        Row(
+            name="arithmetic",
+            does="sums with a known answer, and written answers that are right with a planted probability",
+            target="tiebreak.data.arithmetic:read",
+            knobs={"n": 2000, "held_out": 0, "digits": 2, "operations": "+", "steps": False, "right": 0.5, "seed": 0},
+        ),
     ],
 )

@@ -31,6 +31,11 @@ RULES = Table(
             target="tiebreak.data.world:quality",
         ),
         Row(
+            name="arithmetic",
+            does="1 for the exact answer of a sum in the made-up arithmetic, else 0",
+            target="tiebreak.data.arithmetic:exact",
+        ),
+        Row(
             name="overlap",
             does="mean unigram and bigram F1 with the prompt's reference",
             target="tiebreak.judge.rule:overlap",

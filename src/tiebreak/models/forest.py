@@ -168,3 +168,29 @@ def plant(trees: Sequence[Tree]) -> Forest:
         tree=torch.tensor(tree_of),
         spans=tuple(spans),
     )
+
+
+def roots(prompts: Sequence[tuple[int, ...]]) -> Forest:
+    """Pack bare ``prompts``, nothing to predict in them. ``last`` is each one's final token, where its answers start.
+
+    Raises:
+        InputError: a prompt is empty.
+    """
+    if not all(prompts):
+        raise InputError("A prompt of the batch has no tokens; give it text or drop it.")
+    sizes = torch.tensor([len(prompt) for prompt in prompts])
+    number, none = torch.arange(len(prompts)), torch.zeros(0, dtype=torch.long)
+    ends = sizes.cumsum(0)
+    tree = number.repeat_interleave(sizes)
+    return Forest(
+        ids=torch.tensor([[token for prompt in prompts for token in prompt]]),
+        positions=(torch.arange(len(tree)) - (ends - sizes)[tree])[None],
+        owner=-1 - tree,
+        predictors=none,
+        targets=none,
+        branch=none,
+        lengths=torch.zeros_like(sizes),
+        last=ends - 1,
+        tree=number,
+        spans=tuple(Span(int(end) - len(prompt), len(prompt), (0,)) for prompt, end in zip(prompts, ends, strict=True)),
+    )

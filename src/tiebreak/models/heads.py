@@ -66,9 +66,32 @@ def hidden_last(model: PreTrainedModel, forest: Forest) -> Tensor:
 
     The place is explicit: a search for the last non-padding token would read one token early where pad equals EOS.
     """
+    return states(model, forest)[forest.last]
+
+
+def states(model: PreTrainedModel, forest: Forest) -> Tensor:
+    """Return the body's last hidden state at every place of ``forest``, (N, width). Run inside ``forest_mode``."""
     body = getattr(model, model.base_model_prefix)
     out = body(input_ids=forest.ids, position_ids=forest.positions, use_cache=False, forest=forest)
-    return out.last_hidden_state[0, forest.last]
+    found: Tensor = out.last_hidden_state[0]
+    return found
+
+
+def value_head(model: PreTrainedModel) -> Linear:
+    """Return a layer that reads values off the states of ``model``, 0 everywhere before it has learned."""
+    head = Linear(model.get_output_embeddings().weight.shape[1], 1, device=model.device)
+    torch.nn.init.zeros_(head.weight)
+    torch.nn.init.zeros_(head.bias)
+    return head
+
+
+def token_values(model: PreTrainedModel, forest: Forest) -> Tensor:
+    """Return a value net's estimate before each learned token, shape (M,), in float32. Run inside ``forest_mode``.
+
+    The net is a classifier with one label, read where a token is about to be chosen and not at the answer's end.
+    """
+    values: Tensor = model.score(states(model, forest).index_select(0, forest.predictors))
+    return values[:, 0].float()
 
 
 def scores(model: PreTrainedModel, forest: Forest) -> Tensor:
@@ -158,13 +181,12 @@ def final_norm(model: PreTrainedModel, forest: Forest) -> LayerNorm | None:
     norms = [m for m in model.modules() if isinstance(m, LayerNorm) and m.bias is not None]
     hooks = [norm.register_forward_hook(keep) for norm in norms]
     try:
-        body = getattr(model, model.base_model_prefix)
         with torch.no_grad():
-            out = body(input_ids=forest.ids, position_ids=forest.positions, use_cache=False, forest=forest)
+            found = states(model, forest)
     finally:
         for hook in hooks:
             hook.remove()
-    return given.get(out.last_hidden_state.data_ptr())
+    return given.get(found.data_ptr())
 
 
 def centre(

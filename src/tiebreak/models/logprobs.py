@@ -16,6 +16,7 @@ from transformers import PreTrainedModel
 
 from tiebreak.models.forest import Forest, Tree, plant
 from tiebreak.models.fused import gradient_of
+from tiebreak.models.heads import states
 
 _tried: weakref.WeakKeyDictionary[Any, bool] = weakref.WeakKeyDictionary()
 TILE = 2**24
@@ -94,12 +95,10 @@ def _as_described(model: PreTrainedModel) -> bool:
 def _tiled_words(
     model: PreTrainedModel, head: Head, forest: Forest, *, temperature: float = 1.0, entropy: bool = False
 ) -> Words:
-    body = getattr(model, model.base_model_prefix)
-    out = body(input_ids=forest.ids, position_ids=forest.positions, use_cache=False, forest=forest)
-    states = out.last_hidden_state[0].index_select(0, forest.predictors)
+    before = states(model, forest).index_select(0, forest.predictors)
     shape = Shape(head.factor, head.softcap, temperature)
-    logps, spread = _Tiled.apply(states, head.weight, head.bias, forest.targets, shape, entropy)
-    return Words(logps, states, spread if entropy else None)
+    logps, spread = _Tiled.apply(before, head.weight, head.bias, forest.targets, shape, entropy)
+    return Words(logps, before, spread if entropy else None)
 
 
 def plain_logps(model: PreTrainedModel, forest: Forest) -> Tensor:

@@ -7,6 +7,9 @@ from tiebreak.recipe.reading import (
     override,
     pace_of,
     read_yaml,
+    reward_models,
+    rewards_of,
+    rollout_of,
     row_knobs,
 )
 from tiebreak.recipe.sections import (
@@ -18,6 +21,7 @@ from tiebreak.recipe.sections import (
     Open,
     Recipe,
     Report,
+    Rollout,
     Sample,
     Section,
     Stage,
@@ -34,6 +38,7 @@ __all__ = [
     "Open",
     "Recipe",
     "Report",
+    "Rollout",
     "Sample",
     "Section",
     "Stage",
@@ -45,5 +50,8 @@ __all__ = [
     "pace_of",
     "read_yaml",
     "resolved",
+    "reward_models",
+    "rewards_of",
+    "rollout_of",
     "row_knobs",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from tiebreak.recipe.sections import Recipe, Stage
+from tiebreak.recipe.sections import Recipe
 from tiebreak.registry import nearest
 
 EXPECTED = {
@@ -79,8 +79,8 @@ def _keys_at(keys: Sequence[str]) -> list[str]:
     model: Any = Recipe
     for key in keys:
         field = next((f for n, f in model.model_fields.items() if key in (n, f.alias)), None)
-        if field is None:
-            return list(Stage.model_fields)
+        if field is None:  # a stage's own name under train:
+            continue
         kinds = [kind for kind in _kinds(field.annotation) if isinstance(kind, type) and issubclass(kind, BaseModel)]
         if not kinds:
             return []

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ from tiebreak.data.formats import FORMATS
 from tiebreak.judge.rule import RULES
 from tiebreak.judge.table import JUDGES
 from tiebreak.recipe.mistakes import first_mistake
-from tiebreak.recipe.sections import Import, Judge, Recipe, Stage
+from tiebreak.recipe.sections import Import, Judge, Recipe, Sample, Stage
 from tiebreak.records import InputError
 from tiebreak.registry import Row, Table, nearest
-from tiebreak.train.objectives.presets import OBJECTIVES, PACES
+from tiebreak.rewards.combine import check_terms
+from tiebreak.rewards.table import REWARDS
+from tiebreak.train.methods import METHODS, PACES, loop_of
 from tiebreak.train.optimizers import OPTIMIZERS
 from tiebreak.train.order import ORDERS
 from tiebreak.train.trackers import TRACKERS
@@ -37,7 +39,7 @@ _NAMES_A_ROW = re.compile(r"import\.format|(evaluate\.win_rate\.)?judge\.by|trai
 _ROWS: dict[str, tuple[Table, type[BaseModel]]] = {
     "format": (FORMATS, Import),
     "by": (JUDGES, Judge),
-    "method": (OBJECTIVES, Stage),
+    "method": (METHODS, Stage),
 }
 
 
@@ -137,6 +139,8 @@ def _forget_knobs(place: dict[str, Any], key: str, named: str) -> None:
     """Take out of a section what neither it nor the row it will name has."""
     table, section = _ROWS[key]
     known = {*section.model_fields, *((table[named].knobs or ()) if named in table else ())}
+    if key == "method":
+        known -= OF_ANSWERS if loop_of(named) == "offline" else OF_ROWS
     for name in [name for name in place if name not in known]:
         del place[name]
 
@@ -181,14 +185,37 @@ def _check_names(recipe: Recipe) -> None:
         CHECKS[check]
     for step in recipe.curate or []:
         settle(step)
+    if recipe.sample and recipe.sample.reward is not None:
+        check_terms(rewards_of(recipe.sample, recipe.train), where="sample.reward")
     for name, stage in recipe.train.items():
         ORDERS[stage.order]
         OPTIMIZERS[stage.optimizer].settle(stage.optimizer_knobs, where=f"train.{name}.optimizer_knobs")
         for tracker in stage.trackers:
             TRACKERS[tracker]
-        row_knobs(OBJECTIVES[stage.method], stage.knobs, f"train.{name}", also=tuple(Stage.model_fields))
+        row_knobs(METHODS[stage.method], stage.knobs, f"train.{name}", also=tuple(Stage.model_fields))
+        _check_loop(stage, f"train.{name}", recipe.train)
     if recipe.evaluate and recipe.evaluate.truth:
         RULES[recipe.evaluate.truth]
+
+
+OF_ROWS = frozenset({"rows", "loss_on", "batch_tokens"})
+"""Keys of a stage that learns from rows, and below those of one that learns from the policy's own answers."""
+OF_ANSWERS = frozenset({"reward", "value", "rollout", "prompts", "steps"})
+
+
+def _check_loop(stage: Stage, where: str, stages: Collection[str]) -> None:
+    """Refuse keys that the method's loop does not read, and a policy without a reward to learn by."""
+    loop = loop_of(stage.method)
+    others = OF_ANSWERS if loop == "offline" else OF_ROWS
+    idle = sorted(name for name in others if getattr(stage, name) != Stage.model_fields[name].default)
+    if idle:
+        learns = "rows" if loop == "offline" else "its own answers"
+        raise InputError(f"{where}.{idle[0]} is not read by {stage.method}, which learns from {learns}; leave it out.")
+    if loop == "offline":
+        return
+    if stage.reward is None:
+        raise InputError(f"{where} has no reward; name a reward model's stage or folder, or see `tiebreak ls rewards`.")
+    check_terms(rewards_of(stage, stages), where=f"{where}.reward")
 
 
 def _judges(recipe: Recipe) -> Iterator[tuple[str, Judge]]:
@@ -232,7 +259,7 @@ def _misfit(default: Any, value: Any) -> str:
 
 def pace_of(stage: Stage) -> dict[str, Any]:
     """Return the pace of a stage: its own keys over the method's published ones."""
-    published = PACES.get(stage.method, PACES["dpo"])
+    published = {k: v for k, v in PACES.get(stage.method, PACES["dpo"]).items() if k not in ROLLOUT}
     own = {key: getattr(stage, key) for key in ("epochs", "batch", "learning_rate", "decay")}
     return {
         **published,
@@ -244,3 +271,51 @@ def pace_of(stage: Stage) -> dict[str, Any]:
         "batch_tokens": stage.batch_tokens,
         "mixture": stage.mixture,
     }
+
+
+ROLLOUT = ("n", "temperature", "repeats", "minibatches")
+"""What a method's pace says of its rollouts."""
+
+SERVED = frozenset({"endpoint", "model", "refresh", "key_env", "concurrency", "timeout"})
+"""Keys of a rollout that are about the server it is drawn by."""
+
+
+def rollout_of(stage: Stage) -> dict[str, Any]:
+    """Return how a stage draws and learns from its own answers: its own keys over the method's published ones."""
+    published = PACES.get(stage.method, {})
+    own = stage.rollout.model_dump(exclude_none=True, exclude=set(SERVED))
+    return {**{name: published[name] for name in ROLLOUT if name in published}, **own}
+
+
+def rewards_of(stage: Stage | Sample, stages: Collection[str]) -> list[dict[str, Any]]:
+    """Return the rewards a stage names, each as one name with its knobs; a bare word may be a stage or a folder.
+
+    Args:
+        stage: of the train section, or the sample section.
+        stages: names of the train section's stages.
+
+    Raises:
+        InputError: something that is none of these, with the nearest name.
+    """
+    written = stage.reward if isinstance(stage.reward, list) else [stage.reward] if stage.reward else []
+    return [_reward(one, stages) for one in written]
+
+
+def _reward(one: str | dict[str, Any], stages: Collection[str]) -> dict[str, Any]:
+    if isinstance(one, dict):
+        return one
+    if one in stages or (one not in REWARDS and (Path(one) / "config.json").is_file()):
+        return {"model": {"model": one}}
+    if one not in REWARDS and ":" not in one:
+        near = nearest(one, [*stages, *(row.name for row in REWARDS)])
+        raise InputError(
+            f"reward is {one!r}, which is neither a stage of train:, a folder with a model, nor a name of "
+            f"`tiebreak ls rewards`.{near}"
+        )
+    return {one: {}}
+
+
+def reward_models(stage: Stage | Sample, stages: Collection[str]) -> list[str]:
+    """Return the reward models among the rewards of a stage: other stages, folders or hub names."""
+    named = [one["model"] for one in rewards_of(stage, stages) if "model" in one]
+    return [str(knobs["model"] if isinstance(knobs, Mapping) else knobs) for knobs in named]

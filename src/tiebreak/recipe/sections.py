@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """A name that is also the name of a folder."""
@@ -67,6 +67,37 @@ class Sample(Section):
     window: int = Field(1024, ge=16, description="tokens of prompt and response together")
     cut: Literal["start", "end"] = Field("start", description="which end of too long a prompt loses lines")
     batch: int = Field(128, ge=1, description="sequences decoded together")
+    strategy: Literal["all", "best_of_n", "rejection"] = Field("all", description="which responses go on")
+    reward: str | dict[str, Any] | list[str | dict[str, Any]] | None = Field(
+        None, description="what chooses: a reward model, or names of rewards, see `tiebreak ls rewards`"
+    )
+    keep: int | None = Field(
+        None, ge=1, description="best_of_n: the best so many, 1 when missing; rejection: accept until there are so many"
+    )
+    beta: float | None = Field(
+        None, gt=0, description="rejection: temperature in units of the reward, 0.5 when missing"
+    )
+
+    @model_validator(mode="after")
+    def _goes_together(self) -> Sample:
+        if (self.strategy == "all") != (self.reward is None):
+            raise ValueError("expected a reward to choose by with strategy best_of_n or rejection, and none with all")
+        if self.strategy == "all" and self.keep is not None:
+            raise ValueError("keep has no effect where strategy is all; leave it out, or name a strategy")
+        if self.strategy != "rejection" and self.beta is not None:
+            raise ValueError("beta has no effect without strategy: rejection; leave it out")
+        if self.keep is not None and self.keep > self.n:
+            raise ValueError(f"keep is {self.keep} of {self.n} responses; raise n, or keep fewer")
+        terms = self.reward if isinstance(self.reward, list) else [self.reward]
+        for knobs in (knobs for term in terms if isinstance(term, dict) for knobs in term.values()):
+            if isinstance(knobs, dict) and (
+                knobs.get("normalise") in ("whiten", "running") or isinstance(knobs.get("weight"), dict)
+            ):
+                raise ValueError(
+                    "a reward that is normalised over a run or a batch, or whose weight changes, would say something "
+                    "else of a prompt in each run; expected normalise: group or none, and a number as weight"
+                )
+        return self
 
 
 class Judge(Open):
@@ -108,6 +139,25 @@ class Reference(Section):
     sync_mix: float = Field(1.0, gt=0, le=1, description="that share; a small one at every step is a moving average")
 
 
+class Rollout(Section):
+    """How a policy's own answers are drawn while it learns from them, and how often they are learned from."""
+
+    n: int | None = Field(None, ge=1, description="answers per prompt; the method's when missing")
+    temperature: float | None = Field(None, gt=0, description="of the policy; the method's when missing")
+    max_new_tokens: int = Field(64, ge=1, description="longest answer, in tokens")
+    repeats: int | None = Field(None, ge=1, description="times through a batch of answers; the method's if missing")
+    minibatches: int | None = Field(None, ge=1, description="steps each time; the method's when missing")
+    batch: int = Field(256, ge=1, description="answers decoded together")
+    endpoint: str | None = Field(None, description="address of a vLLM or SGLang that draws, such as http://gpu:8000/v1")
+    model: str | None = Field(None, description="name under which that server has the start")
+    refresh: Literal["lora", "disk", "none"] | None = Field(
+        None, description="how it gets the weights: lora for an adapter (vLLM) and disk else (SGLang) when missing"
+    )
+    key_env: str | None = Field(None, description="environment variable with the server's key")
+    concurrency: int = Field(256, ge=1, description="requests to the server at once")
+    timeout: float = Field(600.0, gt=0, description="seconds for one of them")
+
+
 class Stage(Open):
     """One model to train."""
 
@@ -115,6 +165,16 @@ class Stage(Open):
     model: str | dict[str, Any] = Field(
         description="another stage, a folder, a hub name, or a configuration (model_type, ...) to build from scratch"
     )
+    reward: str | dict[str, Any] | list[str | dict[str, Any]] | None = Field(
+        None, description="of a policy's own answers: a reward model, or names of rewards, see `tiebreak ls rewards`"
+    )
+    value: str | None = Field(
+        None,
+        description="start of the value net: a stage, a folder, or `shared`; the reward model when missing",
+    )
+    rollout: Rollout = Field(Rollout(), description="of methods that learn from the policy's own answers")
+    prompts: str = Field("train", description="set of prompts that the policy answers")
+    steps: int | None = Field(None, ge=1, description="batches of prompts to learn from, instead of `epochs`")
     rows: Literal["pairs", "chosen", "responses", "references"] | None = Field(
         None, description="pairs; for sft the prompts' references, imported responses, or the pairs' chosen side"
     )
@@ -154,7 +214,7 @@ class Stage(Open):
     evaluate_every: int = Field(0, ge=0, description="steps; 0 evaluates at the end")
     checkpoint_every: int = Field(200, ge=1, description="steps")
     log_every: int = Field(10, ge=1, description="steps")
-    keep: Literal["last", "best"] = Field("last", description="best: the weights with the lowest held-out loss")
+    keep: Literal["last", "best"] = Field("last", description="best: the weights with the best held-out result")
     patience: int = Field(0, ge=0, description="stop after this many evaluations without a lower loss; 0: never")
     trackers: list[str] = Field(default=[], description="where metrics go besides the file, see `tiebreak ls trackers`")
     vocabulary: int = Field(2048, ge=300, description="tokens, where a tokenizer is trained")

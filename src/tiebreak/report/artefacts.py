@@ -20,9 +20,9 @@ SECTIONS = ("import", "sample", "judge", "audit", "curate", "train", "evaluate",
 class Artefacts:
     """One run as read from its folder.
 
-    ``stages`` are the manifests in an order in which each stands after what it needs. ``metrics`` and ``held_out``
-    are by training stage. Only sections of the current recipe count: a folder that an earlier recipe left behind
-    tells of another run.
+    ``stages`` are the manifests in an order in which each stands after what it needs. ``metrics`` and
+    ``samples`` are by training stage. Only sections of the current recipe count: a folder that an earlier recipe left
+    behind tells of another run.
     """
 
     project: Path
@@ -33,6 +33,7 @@ class Artefacts:
     funnel: Sequence[Json] = ()
     results: Json = field(default_factory=dict)
     metrics: Mapping[str, Sequence[Json]] = field(default_factory=dict)
+    samples: Mapping[str, Sequence[Json]] = field(default_factory=dict)
 
     def counts(self, stage: str) -> Json:
         """The counts of a stage; empty where it has not run."""
@@ -78,12 +79,14 @@ def read(project: Path) -> Artefacts:
         findings=_rows(project, "audit", "findings.json", stages),
         funnel=_rows(project, "curate", "funnel.json", stages),
         results=_mapping(_json(project / "evaluate" / "results.json")) if "evaluate" in stages else {},
-        metrics={
-            name.partition(".")[2]: _lines(project.joinpath(*name.split(".")) / "metrics.jsonl")
-            for name in stages
-            if name.startswith("train.")
-        },
+        metrics=_of_training(project, stages, "metrics.jsonl"),
+        samples=_of_training(project, stages, "samples.jsonl"),
     )
+
+
+def _of_training(project: Path, stages: Mapping[str, Json], name: str) -> dict[str, list[Json]]:
+    names = [stage for stage in stages if stage.startswith("train.")]
+    return {stage.partition(".")[2]: _lines(project.joinpath(*stage.split(".")) / name) for stage in names}
 
 
 def _manifests(project: Path, recipe: Json) -> dict[str, Json]:

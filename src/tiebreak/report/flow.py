@@ -93,7 +93,12 @@ def _sampled(run: Artefacts) -> list[Step]:
         notes.append(f"{words.percent(counts['share ended by EOS'], 2)} ended by themselves")
     return [
         Step(name="Prompts sampled", unit="prompts", n=prompts, lost=rest if why else 0, why=why),
-        Step(name="Answers drawn", unit="responses", n=_whole(counts, "responses"), notes=tuple(notes)),
+        Step(
+            name="Answers drawn",
+            unit="responses",
+            n=_whole(counts, "drawn" if "drawn" in counts else "responses"),
+            notes=tuple(notes),
+        ),
     ]
 
 

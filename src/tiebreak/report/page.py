@@ -30,6 +30,7 @@ class Trained(NamedTuple):
     facts: list[tuple[str, str]]
     panels: list[Drawing]
     last: list[str]
+    samples: list[tuple[str, list[tuple[str, str]]]]
 
 
 @dataclass(frozen=True)
@@ -148,8 +149,12 @@ CURVES = (
     ("loss", "Loss"),
     ("rewards/margins", "Reward margin"),
     ("rewards/accuracies", "Share ranked right"),
-    ("reward", "Reward"),
-    ("kl", "Distance from the start (KL)"),
+    ("objective/scores", "Score of the policy's own answers"),
+    ("objective/kl", "Distance from the start (KL, nats an answer)"),
+    ("objective/entropy", "Entropy (nats a token)"),
+    ("completions/mean_length", "Length of answers (tokens)"),
+    ("policy/clip_fraction", "Share of tokens that were clipped"),
+    ("value/explained_variance", "Share of the returns that values explain"),
     ("learning_rate", "Learning rate"),
 )
 
@@ -170,6 +175,7 @@ def _trained(run: Artefacts, artist: Artist) -> list[Trained]:
                 facts,
                 [panel for panel in panels if panel is not None],
                 tables.last(metrics),
+                tables.samples(run.samples.get(name, [])),
             )
         )
     return found

@@ -239,7 +239,7 @@ def _told_judging(run: Artefacts) -> str:
     if drawn:
         source = words.model(str(run.part("sample", "knobs").get("model") or "a model"))
         told.append(
-            f"{words.capital(source)} wrote {words.plural(drawn.get('responses'), 'answer')} to "
+            f"{words.capital(source)} wrote {words.plural(drawn.get('drawn', drawn.get('responses')), 'answer')} to "
             f"{words.plural(drawn.get('prompts'), 'prompt')}."
         )
     if judged:
@@ -257,8 +257,10 @@ def _told_training(run: Artefacts) -> str:
     trained = []
     for name in run.training:
         method = str(run.part(f"train.{name}", "knobs").get("method") or "unknown")
-        rows = run.counts(f"train.{name}").get("rows")
-        trained.append(f"{words.short(name)} (by {method}, on {words.plural(rows, 'row')})")
+        counts = run.counts(f"train.{name}")
+        unit = "prompt" if "prompts" in counts else "row"
+        on = words.plural(counts.get(f"{unit}s"), unit)
+        trained.append(f"{words.short(name)} (by {method}, on {on})")
     if not trained:
         return ""
     noun = "models were" if trained[1:] else "model was"

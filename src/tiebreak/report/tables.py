@@ -206,7 +206,7 @@ def recipe(run: Artefacts) -> str:
 
 def trained(counts: Json, seconds: Any) -> list[tuple[str, str]]:
     """Return the facts of one training stage."""
-    names = ("rows", "held out", "steps", "tokens", "parameters")
+    names = ("rows", "prompts", "held out", "steps", "tokens", "parameters")
     facts = [(name, words.count(counts[name])) for name in names if counts.get(name)]
     return [*facts, ("time", words.duration(seconds))] if seconds is not None else facts
 
@@ -215,6 +215,7 @@ ENDS = (
     ("eval/loss", "held-out loss"),
     ("eval/rewards/margins", "held-out reward margin"),
     ("eval/rewards/accuracies", "held-out share ranked right"),
+    ("eval/objective/scores", "held-out score"),
 )
 
 
@@ -232,3 +233,22 @@ def last(metrics: Sequence[Json]) -> list[str]:
     if not found and losses:
         found.append(f"loss {sum(losses) / len(losses):.3f} over the last {words.plural(len(losses), 'log line')}")
     return found
+
+
+def samples(rows: Sequence[Json]) -> list[tuple[str, list[tuple[str, str]]]]:
+    """Return the first prompt of some steps with what the policy answered and what that scored.
+
+    The steps are the first, the last and two between: enough to see where a policy went.
+    """
+    first: dict[Any, Json] = {}
+    for row in rows:
+        first.setdefault(row["step"], row)
+    steps = sorted(first)
+    chosen = sorted({steps[round(i * (len(steps) - 1) / 3)] for i in range(4)}) if steps else []
+    return [(f"Step {step}", _sample(first[step])) for step in chosen]
+
+
+def _sample(row: Json) -> list[tuple[str, str]]:
+    said = [(name, str(row.get(key) or "").strip()) for name, key in (("prompt", "prompt"), ("answer", "completion"))]
+    score = row.get("score")
+    return [*said, ("score", "none" if score is None else words.number(float(score), 3))]

@@ -13,13 +13,15 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from tiebreak.records import InputError
-from tiebreak.rewards.table import Answered, Scores, Unscored
+from tiebreak.rewards.table import Answered, NothingScored, Scores, Unscored
 from tiebreak.rewards.terms import Gate, Schedule, Term, check_terms, read_terms
 
 __all__ = ["Gate", "Rewards", "Schedule", "Scored", "Term", "check_terms", "read_terms"]
 
 SLIGHT = 1e-8
 """Added to the variance in whitening, as in the reference implementation: equal rewards stay as they are."""
+LARGEST = 3.4e38
+"""Totals become float32."""
 LONGEST = 200
 """Characters of a function's error that are repeated."""
 
@@ -81,12 +83,17 @@ class Rewards:
         totals: Scores = []
         for i, one in enumerate(answered):
             sums = [self._total([values[i][j] for values in ready], done) for j in range(len(one.texts))]
-            beyond = [value is not None and not math.isfinite(value) for value in sums]
+            beyond = [value is not None and not abs(value) < LARGEST for value in sums]
             faults["the total is not finite"] += sum(beyond)
             totals.append([None if over else value for value, over in zip(sums, beyond, strict=True)])
         if not any(value is not None for row in totals for value in row) and any(totals):
-            raise InputError(_nothing(lost, sum(map(len, totals))))
+            raise NothingScored(_nothing(lost, sum(map(len, totals))))
         return Scored(totals, raw, {reason: count for reason, count in faults.items() if count})
+
+    @property
+    def mark(self) -> str:
+        """What is added up and how, in one line; what a term computes it does not say."""
+        return repr([(t.label, t.weight, t.clip, t.normalise, t.role, t.gate) for t in self._terms])
 
     def state(self) -> dict[str, Any]:
         """Return what the rewards have learnt of the run so far, as JSON."""

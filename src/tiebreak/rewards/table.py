@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from tiebreak.records import Prompt
+from tiebreak.records import InputError, Prompt
 from tiebreak.registry import Row, Table
 
 if TYPE_CHECKING:
@@ -30,6 +30,10 @@ class Answered(NamedTuple):
     finishes: tuple[str, ...]
     lengths: tuple[int, ...] = ()
     trees: Tree | None = None
+
+
+class NothingScored(InputError):
+    """No completion of a batch could be scored."""
 
 
 class Unscored(NamedTuple):

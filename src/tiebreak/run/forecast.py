@@ -12,13 +12,14 @@ from typing import Any
 
 from tiebreak.data.table import Entry
 from tiebreak.judge.table import JUDGES
-from tiebreak.recipe import Judge, Recipe, pace_of, row_knobs
+from tiebreak.recipe import Judge, Recipe, pace_of, rollout_of, row_knobs
 from tiebreak.records import InputError, Prompt
 from tiebreak.run.folder import StageFolder
 from tiebreak.run.plan import plan, rows_of
 from tiebreak.run.run import stage_key
 from tiebreak.run.stages import read_entries, split
 from tiebreak.train.footprint import estimate
+from tiebreak.train.methods import loop_of
 
 WORDS_PER_TOKEN = 0.75
 """English prose under common tokenizers; a forecast needs no better."""
@@ -85,19 +86,25 @@ def _samples(recipe: Recipe, rows: Mapping[str, Any]) -> dict[str, int]:
 
 def _pairs(recipe: Recipe, rows: Mapping[str, Any]) -> int:
     if recipe.sample:
-        return _samples(recipe, rows)["prompts"] * comb(recipe.sample.n, 2)
+        kept = (recipe.sample.keep or 1) if recipe.sample.strategy == "best_of_n" else recipe.sample.n
+        return _samples(recipe, rows)["prompts"] * comb(kept, 2)
     return int(rows["pairs"])
 
 
 def _training(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> dict[str, Any]:
-    """Rows and steps at most (before anything is dropped or held out), and memory."""
+    """Rows, or prompts and answers, and steps at most (before anything is dropped or held out), and memory."""
     stage = recipe.train[name]
-    kind = rows_of(stage)
-    most = _pairs(recipe, rows) if kind == "pairs" else rows.get(kind, {}).get("train", 0)
+    kind, pace = rows_of(stage), pace_of(stage)
+    sizes = {"pairs": _pairs(recipe, rows), "prompts": rows["sets"].get(stage.prompts, rows["prompts"])}
+    most = sizes[kind] if kind in sizes else rows.get(kind, {}).get("train", 0)
     most = min(most, stage.limit or most)
-    pace = pace_of(stage)
-    steps = max(1, round(ceil(most / pace["batch"]) * pace["epochs"])) if most else 0
-    return {"rows_at_most": most, "steps_at_most": steps, "memory_gib": _memory(recipe, name, rows)}
+    steps = stage.steps or (max(1, round(ceil(most / pace["batch"]) * pace["epochs"])) if most else 0)
+    found = {"rows_at_most": most, "steps_at_most": steps, "memory_gib": _memory(recipe, name, rows)}
+    if loop_of(stage.method) == "online":
+        found["answers"] = steps * min(pace["batch"], most) * rollout_of(stage)["n"]
+    elif loop_of(stage.method) == "rounds":
+        found["answers"] = stage.knobs.get("rounds", 3) * most * rollout_of(stage)["n"]
+    return found
 
 
 def _calls(judge: Judge, pairs: int, words: float) -> dict[str, Any]:
@@ -182,5 +189,7 @@ def told(found: Mapping[str, Any]) -> list[str]:
         size = need["memory_gib"]
         memory = "unknown, the model is not here yet" if size is None else f"about {max(size, 0.01):.2f} GiB"
         steps = f"at most {need['steps_at_most']:,} steps on {need['rows_at_most']:,} rows"
+        if "answers" in need:
+            steps = f"{need['steps_at_most']:,} steps, {need['answers']:,} answers to {need['rows_at_most']:,} prompts"
         lines.append(f"train.{name}: {steps}; memory {memory}")
     return lines

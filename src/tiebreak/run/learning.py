@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 from tiebreak.models.adapter_folder import load_adapter, save_adapter
 from tiebreak.models.adapters import Adapter, merged, quantized_settings
@@ -17,6 +17,7 @@ from tiebreak.run.folder import read_pairs, write_json
 from tiebreak.run.job import Job, Made
 from tiebreak.run.plan import rows_of
 from tiebreak.train import checkpoint
+from tiebreak.train.methods import loop_of
 from tiebreak.train.objectives.presets import OBJECTIVES
 from tiebreak.train.offline import Compute, Example, Pace, Reference, Trained, Watch, fit, settle
 
@@ -25,50 +26,94 @@ REFERENCES = 512
 
 
 def train(job: Job) -> Made:
-    """Train one model of the train section."""
+    """Train one model of the train section, by the loop its method belongs to."""
     stage = job.recipe.train[job.name.partition(".")[2]]
+    return _saved(job, stage, LOOPS[loop_of(stage.method)](job, stage))
+
+
+class Learned(NamedTuple):
+    """What a loop leaves: the model as trained, what the training did, counts, why rows went, trees to centre on."""
+
+    loaded: Loaded
+    done: Trained
+    counts: dict[str, int | float]
+    dropped: Mapping[str, int]
+    notes: Sequence[str] = ()
+    centre: Sequence[Tree] | None = None
+
+
+def _offline(job: Job, stage: Stage) -> Learned:
+    """Learn from rows: written answers or pairs."""
     loss = OBJECTIVES[stage.method].load()
     knobs = settle(loss, row_knobs(OBJECTIVES[stage.method], stage.knobs, job.name))
     rows = _Rows(job, stage, knobs.get("target", ""))
-    loaded = _start(job, stage, head=knobs["score"] == "head", texts=rows.texts)
+    head = knobs["score"] == "head"
+    loaded = _start(job, stage, head=head, texts=rows.texts)
     taught, held_out, counts = rows.encode(loaded)
     done = fit(
         loaded.model,
         taught,
         knobs,
         Pace(**pace_of(stage)),
-        seed=job.recipe.seed,
-        folder=job.home,
         held_out=held_out,
-        watch=_watch(stage),
-        compute=Compute(
+        auto_tokens=stage.tokens == "auto",
+        loss=loss,
+        cache=job.project / "train" / "references",
+        **_how(job, stage),
+    )
+    return Learned(loaded, done, counts, rows.dropped, rows.notes, [row.tree for row in taught] if head else None)
+
+
+def _acting(job: Job, stage: Stage) -> Learned:
+    """Learn from the policy's own answers, by policy gradient or in rounds."""
+    from tiebreak.run.acting import ACTS
+
+    if stage.tokens == "auto":
+        raise InputError(f"{job.name}: tokens: auto is for rows; give a number, such as 4096, or leave it out.")
+    loaded = _start(job, stage, head=False, texts=[prompt.plain for prompt in job.prompts(stage.prompts)])
+    done, counts = ACTS[loop_of(stage.method)](job, stage, loaded, **_how(job, stage))
+    return Learned(loaded, done, counts, done.faults)
+
+
+LOOPS: Mapping[str, Callable[[Job, Stage], Learned]] = {"offline": _offline, "online": _acting, "rounds": _acting}
+
+
+def _how(job: Job, stage: Stage) -> dict[str, Any]:
+    """Return what every loop takes of a stage."""
+    return {
+        "seed": job.recipe.seed,
+        "folder": job.home,
+        "watch": _watch(stage),
+        "compute": Compute(
             precision=stage.precision,
             checkpointing=stage.checkpointing,
             tokens=None if stage.tokens == "auto" else stage.tokens,
         ),
-        auto_tokens=stage.tokens == "auto",
-        reference=Reference(**stage.reference.model_dump()),
-        adapter=_adapter(stage),
-        optimizer=stage.optimizer,
-        optimizer_knobs=stage.optimizer_knobs,
-        ema=stage.ema,
-        loss=loss,
-        cache=job.project / "train" / "references",
-        progress=job.progress,
-    )
-    notes = [*rows.notes, *_notes(stage, done)]
+        "reference": Reference(**stage.reference.model_dump()),
+        "adapter": _adapter(stage),
+        "optimizer": stage.optimizer,
+        "optimizer_knobs": stage.optimizer_knobs,
+        "ema": stage.ema,
+        "progress": job.progress,
+    }
+
+
+def _saved(job: Job, stage: Stage, learned: Learned) -> Made:
+    """Save the model as a folder that plain transformers loads, and say what came of the stage."""
+    loaded, done = learned.loaded, learned.done
+    notes = [*learned.notes, *_notes(stage, done)]
     trained = sum(parameter.numel() for parameter in loaded.model.parameters() if parameter.requires_grad)
     model = _plain(job, stage, loaded)
-    if knobs["score"] == "head":
-        notes.append(_centre(job, stage, model, [example.tree for example in taught]))
+    if learned.centre is not None:
+        notes.append(_centre(job, stage, model, learned.centre))
     save_model(model.model, model.tokenizer, job.home / "model")
     checkpoint.discard(job.home / "checkpoint")
     (job.home / "best.safetensors").unlink(missing_ok=True)
     size = sum(parameter.numel() for parameter in model.model.parameters())
-    counts |= {"steps": done.steps, "tokens": done.tokens, "parameters": size}
+    counts = learned.counts | {"steps": done.steps, "tokens": done.tokens, "parameters": size}
     if stage.adapter:
         counts["trained parameters"] = trained
-    return Made(counts, rows.dropped, notes, {"model": str(job.home / "model"), "last": done.last})
+    return Made(counts, learned.dropped, notes, {"model": str(job.home / "model"), "last": done.last})
 
 
 def _watch(stage: Stage) -> Watch:
@@ -94,9 +139,11 @@ def _notes(stage: Stage, done: Trained) -> list[str]:
     """Return what a reader of the manifest should know about which weights these are."""
     notes = []
     if done.stopped:
-        notes.append(f"stopped after {done.steps:,} steps: {stage.patience} evaluations without a lower held-out loss")
+        notes.append(
+            f"stopped after {done.steps:,} steps: {stage.patience} evaluations without a better held-out result"
+        )
     if stage.keep == "best":
-        notes.append(f"the weights are those after step {done.best:,}, which had the lowest held-out loss")
+        notes.append(f"the weights are those after step {done.best:,}, which had the best held-out result")
     if stage.ema:
         notes.append(f"the weights are a moving average with decay {stage.ema:g}")
     return notes

@@ -14,10 +14,10 @@ from tiebreak.data.formats import FORMATS
 from tiebreak.judge.table import JUDGES
 from tiebreak.recipe import Judge, Recipe
 from tiebreak.registry import Row
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.methods import METHODS
 
 WIDTH = 100
-TABLES = {"import": ("format", FORMATS), "judge": ("by", JUDGES), "train": ("method", OBJECTIVES)}
+TABLES = {"import": ("format", FORMATS), "judge": ("by", JUDGES), "train": ("method", METHODS)}
 
 
 def manual(section: str) -> str:

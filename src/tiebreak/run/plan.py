@@ -12,9 +12,10 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tiebreak.recipe import Recipe, Stage, resolved
+from tiebreak.recipe import Recipe, Stage, resolved, reward_models
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
+from tiebreak.train.methods import loop_of
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,16 @@ class Planned:
         return self.name.partition(".")[0]
 
 
-WITHOUT_EFFECT = frozenset({"tokens", "trackers", "concurrency", "checkpoint_every", "log_every"})
+WITHOUT_EFFECT = frozenset({"tokens", "checkpointing", "trackers", "concurrency", "checkpoint_every", "log_every"})
 """Keys that change how a stage is carried out and not what comes out, so changing one redoes nothing."""
+
+OF_DRAWING = frozenset({"batch", "key_env", "timeout"})
+"""Keys of ``rollout`` that have no effect on what is drawn."""
 
 OF_THE_CALL = frozenset({"key_env", "timeout", "retries"})
 """Knobs of the judge ``pairwise`` that have no effect on what it says; another judge's knobs of these names may."""
 
-FROM_OUTSIDE = frozenset({"path", "mapping", "rubric", "model", "of", "against", "reward"})
+FROM_OUTSIDE = frozenset({"path", "mapping", "rubric", "model", "of", "against", "reward", "value"})
 """Keys whose value may be a file or a folder that the stage reads, so that what is in it counts."""
 
 OWN_CODE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
@@ -80,7 +84,10 @@ def _stages(recipe: Recipe) -> list[Planned]:
     for name, stage in recipe.train.items():
         add(f"train.{name}", _train_needs(recipe, name, stage), stage)
     if recipe.sample:
-        add("sample", ["import", *_model(recipe, recipe.sample.model, "sample.model")], recipe.sample)
+        start = _model(recipe, recipe.sample.model, "sample.model")
+        scorers = reward_models(recipe.sample, recipe.train)
+        needs = [need for one in scorers for need in _model(recipe, one, "sample.reward")]
+        add("sample", ["import", *start, *needs], recipe.sample)
     add("judge", ["sample" if recipe.sample else "import"], recipe.judge)
     add("audit", [judged], recipe.audit)
     add("curate", [judged], recipe.curate)
@@ -109,12 +116,17 @@ def _model(recipe: Recipe, model: str | dict[str, Any], where: str) -> list[str]
 def _train_needs(recipe: Recipe, name: str, stage: Stage) -> list[str]:
     if stage.model == name:
         raise InputError(f"train.{name} starts from itself; name another stage, a folder or a hub model.")
-    rows = "curate" if rows_of(stage) in ("pairs", "chosen") else "import"
-    return ["import", rows, *_model(recipe, stage.model, f"train.{name}.model")]
+    start = _model(recipe, stage.model, f"train.{name}.model")
+    if loop_of(stage.method) == "offline":
+        return ["import", "curate" if rows_of(stage) in ("pairs", "chosen") else "import", *start]
+    asked = [one for one in (*reward_models(stage, recipe.train), stage.value) if one and one != "shared"]
+    return ["import", *start, *(need for one in asked for need in _model(recipe, one, f"train.{name}.reward"))]
 
 
 def rows_of(stage: Stage) -> str:
-    """Return what a stage trains on: its own word, or references for sft and pairs for the rest."""
+    """Return what a stage trains on: its own word, prompts online, references for sft and pairs for the rest."""
+    if loop_of(stage.method) != "offline":
+        return "prompts"
     return stage.rows or ("references" if stage.method == "sft" else "pairs")
 
 
@@ -138,6 +150,8 @@ def _evaluate_needs(recipe: Recipe, judged: str) -> list[str]:
 def lasting(knobs: Mapping[str, Any]) -> dict[str, Any]:
     """Return the knobs that shape the result, those of sections inside the section too."""
     idle = WITHOUT_EFFECT | (OF_THE_CALL if knobs.get("by") == "pairwise" else frozenset())
+    if isinstance(drawn := knobs.get("rollout"), Mapping):
+        knobs = {**knobs, "rollout": {key: value for key, value in drawn.items() if key not in OF_DRAWING}}
     return {
         key: lasting(value) if isinstance(value, Mapping) else value for key, value in knobs.items() if key not in idle
     }

@@ -20,6 +20,7 @@ from tiebreak.run.job import Job, Made
 from tiebreak.run.plan import Planned, lasting, marks, plan
 from tiebreak.run.summary import summarise
 from tiebreak.store import Ledger
+from tiebreak.train.methods import loop_of
 
 HIDDEN = ":***@"
 """Stands for the password of a ledger's address wherever the address is written."""
@@ -130,6 +131,8 @@ def _at_the_door(recipe: Recipe, sections: Collection[str]) -> None:
     """Refuse a missing source and a judge that cannot be made, before the first stage takes its time."""
     from tiebreak.run.stages import check_source, make_judge
 
+    if "train" in sections:
+        _check_policies(recipe)
     if recipe.import_ and "import" in sections:
         check_source(recipe.import_)
     if recipe.judge and "judge" in sections:
@@ -139,6 +142,15 @@ def _at_the_door(recipe: Recipe, sections: Collection[str]) -> None:
         if spec is None:
             raise InputError("evaluate.win_rate has no judge; give it one, or add a judge section.")
         make_judge(spec, recipe.seed)
+
+
+def _check_policies(recipe: Recipe) -> None:
+    """Refuse switches that do not go together before the stages that a policy rests on are trained."""
+    for name, stage in recipe.train.items():
+        if loop_of(stage.method) == "online":
+            from tiebreak.run.acting import check_stage
+
+            check_stage(stage, f"train.{name}")
 
 
 def remembered(recipe: Recipe) -> dict[str, Any]:

@@ -19,15 +19,18 @@ from tiebreak.data.trl import export_pairs
 from tiebreak.judge.run import judge_pairs
 from tiebreak.judge.table import JUDGES
 from tiebreak.judge.table import Judge as Judging
-from tiebreak.recipe import Import, Judge, expanded, row_knobs
+from tiebreak.recipe import Import, Judge, Sample, expanded, row_knobs
 from tiebreak.records import InputError, Prompt, Response, to_dict
 from tiebreak.run.folder import read_pairs, write_json, write_pairs
 from tiebreak.run.job import Job, Made
 
+MADE_UP = frozenset({"world", "arithmetic"})
+"""Formats that read no file."""
+
 
 def check_source(section: Import) -> None:
     """Refuse a source that is not there."""
-    if section.path is None and section.format in FORMATS and section.format != "world":
+    if section.path is None and section.format in FORMATS and section.format not in MADE_UP:
         raise InputError(f"import: format {section.format!r} reads a file; add path=FILE.")
     if section.path is not None and not Path(section.path).is_file():
         what = "is a folder" if Path(section.path).is_dir() else "does not exist"
@@ -95,7 +98,7 @@ def split(prompts: Sequence[Prompt], wanted: Mapping[str, Any], seed: int) -> di
 
 
 def sample(job: Job) -> Made:
-    """Draw responses from a model."""
+    """Draw responses from a model, all to go on or those that a reward chooses."""
     from tiebreak.models.load import load_causal
     from tiebreak.sample.draw import draw, maker_of
 
@@ -119,8 +122,7 @@ def sample(job: Job) -> Made:
         cut=section.cut,
         progress=job.progress,
     )
-    job.put("responses", drawn.response_ids)
-    return Made(
+    made = Made(
         {
             "prompts": len(prompts),
             "responses": len(drawn.response_ids),
@@ -130,6 +132,35 @@ def sample(job: Job) -> Made:
             "mean tokens": round(drawn.tokens, 2),
         }
     )
+    return _kept(job, section, drawn.response_ids, made)
+
+
+def _kept(job: Job, section: Sample, drawn: Sequence[str], made: Made) -> Made:
+    """Put the responses that go on into the section's set; all that were drawn stay in the ledger."""
+    if section.strategy == "all":
+        job.put("responses", drawn)
+        return made
+    from tiebreak.run.acting import rewards
+    from tiebreak.sample.draw import choose
+
+    chosen = choose(
+        job.ledger,
+        drawn,
+        rewards(job, section),
+        strategy=section.strategy,
+        path=job.home / "rewards.jsonl",
+        keep=section.keep,
+        beta=section.beta,
+        seed=job.recipe.seed,
+        progress=job.progress,
+    )
+    job.put("drawn", drawn)
+    job.put("responses", chosen.response_ids)
+    numbers = {name: round(value, 4) for name, value in chosen.numbers.items()}
+    counts = {**made.counts, "responses": len(chosen.response_ids), "drawn": len(drawn), **numbers}
+    why = {"no reward": chosen.unscored} if chosen.unscored else {}
+    notes = [f"{count:,} responses without a reward: {reason}" for reason, count in chosen.faults.items()]
+    return Made(counts, why, notes, {"mean reward of the best of": chosen.best_of})
 
 
 def make_judge(section: Judge, seed: int) -> Judging:

@@ -1,21 +1,29 @@
-"""Draw responses from a local model and keep each with the settings that made it."""
+"""Draw responses from a local model, keep each with the settings that made it, and choose among them by a reward."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from tiebreak.records import InputError, Progress, Prompt, Response, quiet
+from tiebreak.rewards.table import Answered
+from tiebreak.sample.choose import Scores, best, best_of_n_kl, expected_best, rejection
 from tiebreak.store import Ledger
 
 if TYPE_CHECKING:
     from tiebreak.models.load import Loaded
+    from tiebreak.rewards.combine import Rewards
 
 COMMIT = 256
-"""Prompts between two writes to the ledger: what a kill costs at most."""
+"""Prompts between two writes to the ledger, or of rewards to disk: what a kill costs at most."""
+
+BETA = 0.5
+"""Temperature of rejection sampling as published (Liu et al. 2023, section 5)."""
 
 
 class Sampled(NamedTuple):
@@ -30,6 +38,20 @@ class Sampled(NamedTuple):
     stopped: float
     tokens: float
     cut: int
+
+
+class Chosen(NamedTuple):
+    """What choosing by a reward gave: response ids in the order they were drawn, and the numbers that describe it.
+
+    ``best_of`` is the expected reward of the best of k draws, by k; ``unscored`` counts responses without a reward and
+    ``faults`` by reason those of this call.
+    """
+
+    response_ids: list[str]
+    numbers: dict[str, float]
+    best_of: dict[str, float]
+    unscored: int
+    faults: Mapping[str, int]
 
 
 def maker_of(name: str, where: str | Path) -> str:
@@ -189,3 +211,133 @@ def _known(ledger: Ledger, maker: str, settings: Mapping[str, Any]) -> dict[tupl
         for response in ledger.responses_by(maker)
         if dict(response.settings) == dict(settings)
     }
+
+
+def choose(
+    ledger: Ledger,
+    response_ids: Sequence[str],
+    rewards: Rewards,
+    *,
+    strategy: Literal["best_of_n", "rejection"],
+    path: Path,
+    keep: int | None = None,
+    beta: float | None = None,
+    seed: int = 0,
+    progress: Progress = quiet,
+) -> Chosen:
+    """Score responses and choose among those of each prompt; all of them stay in the ledger.
+
+    Args:
+        ledger: holds the responses and their prompts.
+        response_ids: what to choose from.
+        rewards: what scores them; nothing of it may depend on what was scored before.
+        strategy: ``best_of_n`` keeps the best, ``rejection`` those that statistical rejection sampling accepts.
+        path: gets a JSON line per prompt with each response's reward and terms, and which were kept. What it holds of
+            these responses already is not scored again.
+        keep: so many of each prompt: 1 when missing for the best; for rejection see
+            :func:`tiebreak.sample.choose.rejection`.
+        beta: temperature of rejection in units of the reward, 0.5 when missing.
+        seed: of chance, which decides between equal rewards and what is accepted.
+        progress: called with prompts done and prompts in all.
+
+    Raises:
+        InputError: no response of a batch could be scored, or beta is not above 0.
+    """
+    groups: dict[str, list[Response]] = {}
+    for response in ledger.responses(list(dict.fromkeys(response_ids))):
+        groups.setdefault(response.prompt_id, []).append(response)
+
+    def pick(name: str, scores: Scores) -> list[int]:
+        if strategy == "best_of_n":
+            return best(scores, keep or 1, seed=seed, name=name)
+        return rejection(scores, BETA if beta is None else beta, keep, seed=seed, name=name)
+
+    worth = _worth(groups, {p.id: p for p in ledger.prompts(list(groups))}, rewards, path, progress)
+    kept = {name: pick(name, line["rewards"]) for name, line in worth.lines.items()}
+    _write(path, [{**line, "kept": kept[name]} for name, line in worth.lines.items()])
+    all_scores = [line["rewards"] for line in worth.lines.values()]
+    chosen = [line["rewards"][place] for name, line in worth.lines.items() for place in kept[name]]
+    drawn = [score for scores in all_scores for score in scores if score is not None]
+    numbers = {"mean reward": _mean(drawn), "mean reward of the kept": _mean(chosen)}
+    most = max(map(len, all_scores), default=0)
+    if strategy == "rejection":
+        numbers["share accepted"] = len(chosen) / max(1, len(drawn))
+    elif keep in (None, 1) and most:
+        numbers["nats from the model at most"] = best_of_n_kl(most)
+    whole = [scores for scores in all_scores if len(scores) == most and None not in scores]
+    counts = sorted({*(2**power for power in range(most.bit_length())), most}) if whole else []
+    return Chosen(
+        response_ids=[line["response_ids"][place] for name, line in worth.lines.items() for place in kept[name]],
+        numbers=numbers,
+        best_of={str(k): _mean([expected_best(scores, k) for scores in whole]) for k in counts},
+        unscored=sum(map(len, all_scores)) - len(drawn),
+        faults=worth.faults,
+    )
+
+
+class _Worth(NamedTuple):
+    """A line per prompt with the rewards of its responses, and what went wrong."""
+
+    lines: dict[str, dict[str, Any]]
+    faults: dict[str, int]
+
+
+def _worth(
+    groups: Mapping[str, Sequence[Response]],
+    prompts: Mapping[str, Prompt],
+    rewards: Rewards,
+    path: Path,
+    progress: Progress,
+) -> _Worth:
+    """Score each prompt's responses; those that ``path`` holds are scored already."""
+    ids = {name: [response.id for response in some] for name, some in groups.items()}
+    known = {line["prompt_id"]: line for line in _lines(path) if ids.get(line["prompt_id"]) == line["response_ids"]}
+    _write(path, list(known.values()))
+    todo = [name for name in groups if name not in known]
+    faults: dict[str, int] = {}
+    progress(len(known), len(groups), {})
+    with path.open("a", encoding="utf-8") as file:
+        for start in range(0, len(todo), COMMIT):
+            part = todo[start : start + COMMIT]
+            scored = rewards([_answered(prompts[name], groups[name]) for name in part])
+            for reason, count in scored.faults.items():
+                faults[reason] = faults.get(reason, 0) + count
+            for i, name in enumerate(part):
+                terms = {label: values[i] for label, values in scored.terms.items()}
+                own = {"prompt_id": name, "response_ids": ids[name]}
+                known[name] = {**own, "rewards": scored.totals[i], "terms": terms}
+                file.write(json.dumps(known[name]) + "\n")
+            file.flush()
+            progress(len(known), len(groups), {})
+    return _Worth({name: known[name] for name in groups}, faults)
+
+
+def _answered(prompt: Prompt, responses: Sequence[Response]) -> Answered:
+    """Return what a reward sees of a prompt's responses; a length counts the EOS that ended it."""
+    return Answered(
+        prompt,
+        tuple(response.text for response in responses),
+        tuple(response.finish for response in responses),
+        tuple((response.tokens or 0) + (response.finish == "stop") for response in responses),
+    )
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON lines of a file; one that a kill cut short is left out."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+        with suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
+
+
+def _write(path: Path, lines: Sequence[Mapping[str, Any]]) -> None:
+    """Write JSON lines in one move."""
+    partial = path.with_name(f".{path.name}.partial")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    partial.replace(path)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return statistics.fmean(values) if values else 0.0

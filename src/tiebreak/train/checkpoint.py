@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from transformers import PreTrainedModel
+from torch import nn
 
 from tiebreak.records import InputError
 
@@ -34,7 +34,7 @@ class Stateful(Protocol):
 
 def save(
     folder: Path,
-    model: PreTrainedModel,
+    model: nn.Module,
     optimizer: Any,
     state: dict[str, Any],
     extras: Mapping[str, Stateful] | None = None,
@@ -71,7 +71,7 @@ def save(
 
 def load(
     folder: Path,
-    model: PreTrainedModel,
+    model: nn.Module,
     optimizer: Any,
     *,
     run: str | None = None,
@@ -104,19 +104,19 @@ def load(
     return state
 
 
-def trained(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+def trained(model: nn.Module) -> dict[str, torch.Tensor]:
     """Return the weights that training changes: under an adapter a small part of all."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def put_back(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> None:
+def put_back(model: nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Set trained weights to those :func:`trained` returned once."""
     with torch.no_grad():
         for name, parameter in trained(model).items():
             parameter.copy_(weights[name])
 
 
-def keep(path: Path, model: PreTrainedModel) -> None:
+def keep(path: Path, model: nn.Module) -> None:
     """Write the trained weights alone, in one move."""
     partial = path.with_name(f".{path.name}.partial")
     try:

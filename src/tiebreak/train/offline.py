@@ -10,21 +10,22 @@ import inspect
 import math
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from tiebreak.models.adapters import Adapter, adapt
+from tiebreak.models.adapters import Adapter, adapt, has_adapter
 from tiebreak.models.heap import keep_freed_memory
 from tiebreak.records import InputError, Progress, quiet
 from tiebreak.registry import nearest
 from tiebreak.train import checkpoint
+from tiebreak.train.best import FRESH, Best
 from tiebreak.train.learner import Learner
 from tiebreak.train.memory import find_tokens, is_out_of_memory, out_of_memory
 from tiebreak.train.objectives.switches import check, objective
@@ -34,7 +35,7 @@ from tiebreak.train.pace import Pace
 from tiebreak.train.reference import Follower, Reference, cached_logps, frozen_copy
 from tiebreak.train.rows import Example, Loss, check_rows, mark_of
 from tiebreak.train.track import Track
-from tiebreak.train.trackers import TRACKERS, Tracker
+from tiebreak.train.trackers import opened
 from tiebreak.train.update import Compute, Step
 
 __all__ = ["Compute", "Example", "Pace", "Reference", "Trained", "Watch", "fit", "settle"]
@@ -75,7 +76,10 @@ class Watch:
 
 
 class Trained(NamedTuple):
-    """What a training run did; ``stopped``: it ended early; ``best``: the step with the lowest held-out loss."""
+    """What a training run did; ``stopped``: it ended early; ``best``: the step with the best held-out result.
+
+    ``faults`` counts by reason what went wrong and was contained, such as completions that a reward could not score.
+    """
 
     steps: int
     tokens: int
@@ -83,6 +87,7 @@ class Trained(NamedTuple):
     last: dict[str, float]
     stopped: bool = False
     best: int = 0
+    faults: Mapping[str, int] = MappingProxyType({})
 
 
 def fit(
@@ -104,6 +109,7 @@ def fit(
     loss: Loss = objective,
     cache: Path | None = None,
     auto_tokens: bool = False,
+    against: PreTrainedModel | None = None,
     progress: Progress = quiet,
 ) -> Trained:
     """Train ``model`` in place on ``examples`` with the objective that ``knobs`` name.
@@ -126,31 +132,43 @@ def fit(
         loss: the switches, or a function of that shape: a ``Seen`` and keywords with ``score`` to an ``Outcome``.
         cache: folder of reference log-probs that trainings share; ``folder`` when missing.
         auto_tokens: take the token budget of a forest from the memory that is free, in place of ``compute``'s.
+        against: a frozen model that is the reference, in each step, in place of the start: no first loss is ln 2 then.
         progress: called after each step with steps done, steps in all and the latest numbers.
 
     Raises:
         InputError: broken rows, an unknown switch, another run's checkpoint, a first DPO loss that is not ln 2 (the
             reference is not the start), a loss or gradient that is not finite, or memory that ran out.
     """
-    whole, follow, watch = settle(loss, knobs), reference or Reference(), watch or Watch()
+    whole, follow, watch = settle(loss, knobs), _follow(reference or Reference(), against), watch or Watch()
     _check(model, examples, held_out, watch, pairs=bool(whole["score"]))
     made = {"optimizer": optimizer, **(optimizer_knobs or {}), "ema": ema, "seed": seed, "adapter": repr(adapter)}
     rows = [*examples, *(held_out if watch.chooses else ())]
-    run = _mark(model, rows, whole, pace, compute or Compute(), follow, loss, made | watch.chooses)
-    if adapter is not None:
-        adapt(model, adapter, seed=seed)
+    run = _mark(model, rows, whole, pace, compute or Compute(), follow, loss, made | watch.chooses, against)
+    model = model if adapter is None else adapt(model, adapter, seed=seed)
     own: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "optimizer_knobs": optimizer_knobs}
-    learner = Learner(model, whole, pace, compute, reference=_beside(model, whole, follow), **own)
+    learner = Learner(model, whole, pace, compute, reference=_beside(model, whole, follow, against), **own)
     training = _Training(learner, _order(examples, pace, seed), examples, held_out, watch, folder, run)
-    training.carry(ema, follow, auto_tokens=auto_tokens)
-    with learner.ready():
-        return training.go(progress, None if follow.compute == "step" else cache or folder / "reference")
+    training.carry(ema, follow, auto_tokens=auto_tokens, moved=bool(against) or (not adapter and has_adapter(model)))
+    return training.go(progress, None if follow.compute == "step" else cache or folder / "reference")
 
 
-def _beside(model: PreTrainedModel, knobs: Mapping[str, Any], follow: Reference) -> PreTrainedModel | None:
+def _follow(follow: Reference, against: PreTrainedModel | None) -> Reference:
+    """Return where the reference's log-probs come from; those of a model that is given come in the step."""
+    if against is None:
+        return follow
+    if follow.sync_every:
+        raise InputError("A reference that is given stays as it is; set sync_every to 0.")
+    return replace(follow, compute="step")
+
+
+def _beside(
+    model: PreTrainedModel, knobs: Mapping[str, Any], follow: Reference, against: PreTrainedModel | None
+) -> PreTrainedModel | None:
     """Return the frozen model that is the reference in each step, if the objective compares and is asked to so."""
-    in_step = follow.compute == "step" and knobs["score"] not in ("", "head", "log_prob")
-    return frozen_copy(model, follow) if in_step else None
+    compares = knobs["score"] not in ("", "head", "log_prob")
+    if against is not None and not compares:
+        raise InputError("The objective compares with no reference; leave out the model to compare against.")
+    return against or (frozen_copy(model, follow) if compares and follow.compute == "step" else None)
 
 
 def _check(
@@ -173,10 +191,12 @@ def _mark(
     follow: Reference,
     loss: Loss,
     made: Mapping[str, Any],
+    against: PreTrainedModel | None,
 ) -> str:
     """Return a hash of all that decides the result; how a batch is split does not, so a resumed run may change it."""
     settings = {**made, "loss": f"{loss.__module__}:{loss.__qualname__}"}
     settings |= {name: value for name, value in asdict(compute).items() if name != "tokens"}
+    settings |= {} if against is None else {"against": mark_of(against, ())}
     return mark_of(model, rows, knobs, asdict(pace), asdict(follow), settings)
 
 
@@ -211,9 +231,14 @@ class _Training:
         self.follower: Follower | None = None
         self.references: Tensor | None = None
         self.apart: Tensor | None = None
+        self.moved = False
 
-    def carry(self, ema: float, follow: Reference, *, auto_tokens: bool) -> None:
-        """Take along from step to step what ``ema`` and ``follow`` ask for, and split batches into what then fits."""
+    def carry(self, ema: float, follow: Reference, *, auto_tokens: bool, moved: bool) -> None:
+        """Take along from step to step what ``ema`` and ``follow`` ask for, and split batches into what then fits.
+
+        ``moved`` says that the start has left its reference already, so that no first loss is known beforehand.
+        """
+        self.moved = moved
         if ema:
             self.average = Ema(self.learner.model, ema)
         if self.learner.reference is not None and follow.sync_every:
@@ -236,13 +261,20 @@ class _Training:
 
     def go(self, progress: Progress, cache: Path | None) -> Trained:
         """Take all steps, or those a checkpoint has left."""
+        with self.learner.ready():
+            return self._go(progress, cache)
+
+    def _go(self, progress: Progress, cache: Path | None) -> Trained:
         started = time.monotonic()
         self.look_back(cache)
         if self.learner.model.device.type == "cpu":
             keep_freed_memory()
-        fresh = {"run": self.run, "step": 0, "tokens": 0, "stopped": False, "best": None, "best_step": 0, "worse": 0}
+        watch = self.watch
+        self.best = Best(self.learner.nets, self.folder, keep=watch.keep, patience=watch.patience, average=self.average)
+        fresh = {"run": self.run, "step": 0, "tokens": 0, **FRESH}
         state: dict[str, Any] = self._restore() or fresh
-        trackers = [self._tracker(name, state["step"]) for name in self.watch.trackers]
+        settings = {**self.learner.knobs, **asdict(self.learner.pace), **asdict(self.learner.compute)}
+        trackers = opened(self.watch.trackers, self.folder, run=self.run, settings=settings, after=state["step"])
         with Track(self.folder / "metrics.jsonl", after=state["step"], trackers=trackers) as track:
             while state["step"] < self.steps and not state["stopped"]:
                 self._step(state, track, progress)
@@ -273,14 +305,14 @@ class _Training:
             and (number + 1) % watch.evaluate_every == 0
             and number + 1 < self.steps
         ):
-            self._judge(state, self._measure(), track)
+            self._judge(state, track)
         shown = ("loss", "grad_norm", "learning_rate")
         progress(number + 1, self.steps, {name: done.numbers[name] for name in shown})
 
     def _take(self, rows: Sequence[Example], number: int, references: Tensor | None) -> Step:
         """Take one step; out of memory is said with the split that fits, for it changes nothing else."""
         try:
-            check = partial(_assert_start, self.learner) if number == 0 else None
+            check = partial(_assert_start, self.learner) if number == 0 and not self.moved else None
             return self.learner.step(rows, number, self.steps, references, check=check)
         except (RuntimeError, MemoryError, OSError) as error:
             if not is_out_of_memory(error):
@@ -290,7 +322,7 @@ class _Training:
     def _measure(self) -> dict[str, float]:
         """Evaluate the held-out rows as one batch: no mean of means, whatever the batch size."""
         learner = self.learner
-        with self.average.swapped(learner.model) if self.average is not None else nullcontext(), torch.no_grad():
+        with self.best.weights(), torch.no_grad():
             learner.model.eval()
             values = learner.values(self.held_out)
             learner.model.train()
@@ -300,32 +332,18 @@ class _Training:
         outcome = learner.outcome(self.held_out, values, apart)
         return {f"eval/{name}": float(value) for name, value in {"loss": outcome.loss, **outcome.metrics}.items()}
 
-    def _judge(self, state: dict[str, Any], measured: dict[str, float], track: Track) -> None:
-        """Note an evaluation; keep the weights if they are the best so far, stop if the patience is over."""
+    def _judge(self, state: dict[str, Any], track: Track) -> None:
+        """Evaluate, and note how good it is."""
+        measured = self._measure()
         track.write(state["step"], measured)
-        loss, state["latest"] = measured["eval/loss"], measured
-        if math.isfinite(loss) and (state["best"] is None or loss < state["best"]):
-            state |= {"best": loss, "best_step": state["step"], "worse": 0, "measured": measured}
-            if self.watch.keep == "best":
-                with self.average.swapped(self.learner.model) if self.average is not None else nullcontext():
-                    checkpoint.keep(self.folder / "best.safetensors", self.learner.model)
-        else:
-            state["worse"] += 1
-        state["stopped"] = bool(self.watch.patience) and state["worse"] >= self.watch.patience
+        self.best.judge(state, measured, measured["eval/loss"])
 
     def _finish(self, state: dict[str, Any], track: Track) -> None:
-        """Evaluate at the end, and leave in the model what the training was to give: last or best, averaged or not."""
-        state["last"] = state["numbers"]
+        """Evaluate at the end, and leave in the model what the training was to give."""
         if self.held_out and not state["stopped"]:
-            self._judge(state, self._measure(), track)
+            self._judge(state, track)
             state["stopped"] = False
-        best = self.watch.keep == "best" and state["best"] is not None
-        if self.held_out:
-            state["last"] = state["measured"] if best else state["latest"]
-        if best:
-            checkpoint.put_back(self.learner.model, checkpoint.kept(self.folder / "best.safetensors"))
-        elif self.average is not None:
-            checkpoint.put_back(self.learner.model, self.average.state())
+        state["last"] = self.best.finish(state) or state["numbers"]
 
     def _extras(self) -> dict[str, checkpoint.Stateful]:
         return {
@@ -341,16 +359,6 @@ class _Training:
     def _save(self, state: dict[str, Any]) -> None:
         at = self.folder / "checkpoint"
         checkpoint.save(at, self.learner.model, self.learner.optimizer, state, self._extras())
-
-    def _tracker(self, name: str, after: int) -> Tracker:
-        made: Tracker = TRACKERS[name].load()(
-            self.folder,
-            project=self.folder.parent.name,
-            run=f"{self.folder.name}-{self.run[:8]}",
-            settings={**self.learner.knobs, **asdict(self.learner.pace), **asdict(self.learner.compute)},
-            after=after,
-        )
-        return made
 
 
 def settle(loss: Loss, knobs: Mapping[str, Any]) -> dict[str, Any]:

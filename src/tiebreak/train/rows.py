@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from tiebreak.models.forest import Forest, Tree
@@ -97,7 +97,7 @@ def see(
     return Seen(lengths=lengths, weight=weight, whole=whole, **seen)
 
 
-def mark_of(model: PreTrainedModel, rows: Sequence[Example], *settings: Mapping[str, Any]) -> str:
+def mark_of(model: nn.Module, rows: Sequence[Example], *settings: Mapping[str, Any]) -> str:
     """Return a hash of all that decides a training's result, so that a checkpoint is resumed by its own run only.
 
     Of each weight tensor its sum and up to 4096 evenly spaced numbers are read: enough to tell two models apart.
@@ -108,7 +108,7 @@ def mark_of(model: PreTrainedModel, rows: Sequence[Example], *settings: Mapping[
     return digest.hexdigest()
 
 
-def _parts(model: PreTrainedModel, rows: Sequence[Example]) -> Iterator[np.ndarray]:
+def _parts(model: nn.Module, rows: Sequence[Example]) -> Iterator[np.ndarray]:
     for parameter in model.parameters():
         flat = parameter.detach().flatten()
         yield flat[:: max(1, len(flat) // 4096)].float().cpu().numpy()

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 from tiebreak.train.trackers import Tracker
 
@@ -35,7 +36,7 @@ class Track:
     def __exit__(self, *exc: object) -> None:
         self.close()
 
-    def write(self, step: int, values: Mapping[str, float]) -> None:
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
         """Append the values of one optimizer step."""
         self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
@@ -47,9 +48,9 @@ class Track:
         self._open.close()
 
 
-def read_track(path: Path) -> list[dict[str, float]]:
+def read_track(path: Path) -> list[dict[str, Any]]:
     """Return the lines of a metrics file; a last line cut short by a kill is left out."""
-    rows: list[dict[str, float]] = []
+    rows: list[dict[str, Any]] = []
     if path.is_file():
         for line in path.read_text().splitlines():
             try:

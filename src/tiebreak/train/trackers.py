@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
@@ -55,6 +55,13 @@ class Tracker(Protocol):
     def close(self) -> None:
         """Let what is under way arrive."""
         ...
+
+
+def opened(names: Sequence[str], folder: Path, *, run: str, settings: Mapping[str, Any], after: int) -> list[Tracker]:
+    """Open trackers by name for the training in ``folder``; ``run`` tells two trainings of one name apart."""
+    where = {"project": folder.parent.name, "run": f"{folder.name}-{run[:8]}"}
+    made: list[Any] = [TRACKERS[name].load()(folder, **where, settings=settings, after=after) for name in names]
+    return made
 
 
 class TensorBoard:
