@@ -156,7 +156,8 @@ def ours(method: str, kind: str, rows: Sequence[Drawn], *, tokens: int | None = 
     trees = [row.tree for row in rows]
     with actor.ready():
         looked = actor.look(trees, old=True)
-        batch, _ = credit(judged(rows), looked, knobs=knobs, beta=knobs["beta"], limit=LIMIT, own=True, exact=True)
+        given = {"beta": knobs["beta"], "own": True, "exact": True, "device": torch.device("cpu")}
+        batch, _ = credit(judged(rows), looked, knobs=knobs, shape=lambda scores, ended, lengths: scores, **given)
         move(actor.policy)
         loss = partial(
             policy_gradient,

@@ -149,12 +149,12 @@ CURVES = (
     ("loss", "Loss"),
     ("rewards/margins", "Reward margin"),
     ("rewards/accuracies", "Share ranked right"),
-    ("objective/scores", "Score of the policy's own answers"),
-    ("objective/kl", "Distance from the start (KL, nats an answer)"),
-    ("objective/entropy", "Entropy (nats a token)"),
-    ("completions/mean_length", "Length of answers (tokens)"),
-    ("policy/clip_fraction", "Share of tokens that were clipped"),
-    ("value/explained_variance", "Share of the returns that values explain"),
+    ("objective/scores", "Score of its answers"),
+    ("objective/kl", "KL to the start (nats)"),
+    ("objective/entropy", "Entropy (nats)"),
+    ("completions/mean_length", "Length (tokens)"),
+    ("policy/clip_fraction", "Share clipped"),
+    ("value/explained_variance", "Returns explained"),
     ("learning_rate", "Learning rate"),
 )
 
