@@ -58,13 +58,15 @@ class Stand(NamedTuple):
 class Memory:
     """Keys and values of all layers in the order in which a pass calls them, and where the present pass stands.
 
-    There is room for ``slots`` prompts of ``longest`` tokens and for ``rows`` rows of ``oldest``; a slot has
-    ``columns`` columns.
+    There is room for ``slots`` prompts of ``longest`` tokens, ``columns`` rows each, and for ``rows`` rows of
+    ``oldest`` tokens; it grows as it is needed, to ``size`` and ``steps`` tokens at most.
     """
 
     slots: int
     rows: int
     columns: int
+    size: int
+    steps: int
     longest: int = 0
     oldest: int = 0
     layers: list[Layer] = field(default_factory=list)
@@ -75,12 +77,12 @@ class Memory:
     def reach(self, *, longest: int = 0, oldest: int = 1) -> None:
         """Make room for prompts of ``longest`` tokens and for rows of ``oldest``."""
         if longest > self.longest:
-            self.longest = _enough(longest, self.longest)
+            self.longest = _enough(longest, self.longest, self.size)
             for layer in self.layers:
                 layer.prompt_keys = _longer(layer.prompt_keys, self.longest)
                 layer.prompt_values = _longer(layer.prompt_values, self.longest)
         if oldest > self.oldest:
-            self.oldest = _enough(oldest, self.oldest)
+            self.oldest = _enough(oldest, self.oldest, self.steps)
             for layer in self.layers:
                 layer.keys, layer.values = _longer(layer.keys, self.oldest), _longer(layer.values, self.oldest)
 
@@ -190,9 +192,9 @@ def _scores(query: Tensor, key: Tensor, unseen: Tensor, scale: float, cap: float
     return torch.bmm(query, key.transpose(1, 2)).mul_(scale / cap).tanh_().mul_(cap).add_(unseen)
 
 
-def _enough(needed: int, room: int) -> int:
-    """Return room for ``needed`` tokens, and for a quarter more than before: so few copies are made as it grows."""
-    return max(ROOM, -(-max(needed, room + room // 4) // 16) * 16)
+def _enough(needed: int, room: int, most: int) -> int:
+    """Return room for ``needed`` tokens, or a quarter more than before, up to ``most``: each growth is a copy."""
+    return max(ROOM, -(-min(most, max(needed, room + room // 4)) // 16) * 16)
 
 
 def _longer(held: Tensor, room: int) -> Tensor:
@@ -280,7 +282,9 @@ class Flight:
         wide = max(len(group.draws) for group in groups)
         places = min(max(batch, wide), sum(len(group.draws) for group in groups))
         slots = min(len(groups), places, 2 * -(-places // wide))
-        self.rows, self.memory = Rows(places, steps, model.device), Memory(slots, places, wide)
+        longest = max(len(group.prompt) for group in groups)
+        self.rows = Rows(places, steps, model.device)
+        self.memory = Memory(slots, places, columns=wide, size=longest, steps=steps)
         self.waiting, self.free = list(range(len(groups)))[::-1], list(range(slots))[::-1]
         self.residents: dict[int, Resident] = {}
         self.now, self.moved = 0, True
@@ -291,9 +295,8 @@ class Flight:
         logits = [self._forward()] if rows.count else []
         if self.waiting and (not rows.count or (rows.places - rows.count) * REFILL >= rows.places):
             logits += self._take_in()
-        over = rows.extend(
-            logits[0] if len(logits) == 1 else torch.cat(logits), self.choose, now=self.now, eos=self.eos
-        )
+        whole = logits[0] if len(logits) == 1 else torch.cat(logits)
+        over = rows.extend(whole, self.choose, now=self.now, eos=self.eos)
         ended = self._leave(over) if len(over) else []
         self.now += 1
         return ended
@@ -311,9 +314,8 @@ class Flight:
         self.memory.begin(stand, moved=self.moved)
         self.moved = False
         ids, positions = rows.last[None, live], (rows.size[live] + age)[None]
-        logits: Tensor = self.model(input_ids=ids, position_ids=positions, use_cache=False, memory=self.memory).logits[
-            0
-        ]
+        out = self.model(input_ids=ids, position_ids=positions, use_cache=False, memory=self.memory)
+        logits: Tensor = out.logits[0]
         return logits
 
     def _take_in(self) -> list[Tensor]:
@@ -342,17 +344,11 @@ class Flight:
         forest = roots([group.prompt for group in groups]).to(device)
         self.memory.reach(longest=max(len(group.prompt) for group in groups))
         self.memory.begin(torch.tensor(slots, device=device))
-        out = self.model(
-            input_ids=forest.ids,
-            position_ids=forest.positions,
-            logits_to_keep=forest.last,
-            use_cache=False,
-            forest=forest,
-            memory=self.memory,
-        )
+        more: dict[str, Any] = {"logits_to_keep": forest.last, "forest": forest, "memory": self.memory}
+        out = self.model(input_ids=forest.ids, position_ids=forest.positions, use_cache=False, **more)
         wide = torch.tensor([len(group.draws) for group in groups], device=device)
-        logits: Tensor = out.logits[0].repeat_interleave(wide, 0)
-        return logits
+        logits: Tensor = out.logits[0] if len(out.logits[0]) == len(slots) else out.logits[0][forest.last]
+        return logits.repeat_interleave(wide, 0)
 
     def _leave(self, over: Tensor) -> list[Ended]:
         """Let the rows ``over`` go, and prompts with their last row."""

@@ -82,10 +82,10 @@ def generate(
         progress: called now and then with prompts done and prompts in all, last with all of them.
 
     Raises:
-        InputError: a prompt is empty, a prompt with its sample needs more positions than the model has, there is no
-            such precision, or the model's logits are not finite.
+        InputError: a prompt is empty, a prompt with its sample needs more positions than the model has, a number or the
+            precision makes no sense, or the model's logits are not finite.
     """
-    _check(model, prompts, max_new_tokens, precision)
+    _check(model, prompts, precision, n=n, max_new_tokens=max_new_tokens, batch=batch)
     if not prompts:
         return []
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
@@ -114,8 +114,9 @@ def _collected(
             ids = tuple(one.tokens[:-1] if stop else one.tokens)
             found[group.number, group.draws[one.place]] = Drawn(ids, "stop" if stop else "length", tuple(one.logps))
             left[group.number] -= 1
+            if not left[group.number]:
+                del left[group.number]
         if ended:
-            left = +left
             progress(whole - len(left), whole, {})
     return found
 
@@ -144,11 +145,11 @@ def _ready(model: PreTrainedModel, precision: str) -> Iterator[Callable[..., Ite
 
     It is in eval mode, without gradients, in ``precision``, on packed weights, and shares prompts if it can.
     """
-    with torch.autocast(model.device.type, enabled=False):
-        shares = _can_share(model)
     flags = [(module, module.training) for module in model.modules()]
     try:
         model.eval()
+        with torch.autocast(model.device.type, enabled=False):
+            shares = _can_share(model)
         with torch.no_grad(), _cast(model, precision), _packed(model, precision), ExitStack() as stack:
             if shares:
                 stack.enter_context(forest_mode(model))
@@ -230,7 +231,12 @@ def _twin(module: torch.nn.Module, kind: torch.dtype) -> Callable[[Tensor], Tens
     return forward
 
 
-def _check(model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], max_new_tokens: int, precision: str) -> None:
+def _check(
+    model: PreTrainedModel, prompts: Sequence[tuple[int, ...]], precision: str, *, max_new_tokens: int, **counts: int
+) -> None:
+    for name, count in {**counts, "max_new_tokens": max_new_tokens}.items():
+        if count < 1:
+            raise InputError(f"Sampling has {name} of {count}; expected 1 or more.")
     if precision not in PRECISIONS:
         raise InputError(f"There is no precision {precision!r}; there are {' and '.join(PRECISIONS)}.")
     if not all(prompts):
