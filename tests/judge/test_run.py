@@ -251,6 +251,15 @@ class Interrupts(Breaks):
         return await super().ask(question)
 
 
+@pytest.fixture
+def listens_to_ctrl_c():
+    """A shell's background jobs ignore SIGINT, and hand that on to what they start."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("listens_to_ctrl_c")
 def test_ctrl_c_ends_the_calls_in_flight_and_keeps_what_finished(tmp_path):
     made = pairs(100)
     with ledger_with(tmp_path / "l.db", made) as ledger:
