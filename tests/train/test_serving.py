@@ -190,16 +190,24 @@ def test_an_answer_that_ends_at_the_limit_is_told_by_its_last_token(tmp_path: Pa
     assert any("stop" in one.finishes for one in rolled)
 
 
-def test_an_answer_that_ends_at_another_token_counts_as_cut_off_unless_all_do(tmp_path: Path) -> None:
-    def elsewhere(choice: dict[str, Any], body: dict[str, Any]) -> None:
-        if choice["token_ids"][-1] != EOS:
-            choice["finish_reason"] = "stop"
+@pytest.mark.parametrize(("odd", "refused"), [(1, False), (2, True)])
+def test_answers_that_end_at_another_token_count_as_cut_off_while_they_are_few(
+    odd: int, refused: bool, tmp_path: Path
+) -> None:
+    left = list(range(odd))
 
-    model = ending(0.1)
+    def elsewhere(choice: dict[str, Any], body: dict[str, Any]) -> None:
+        if left:
+            choice["finish_reason"] = "stop"
+            left.pop()
+
+    model = start()
     with Vllm(saved(model, tmp_path), twist=elsewhere) as server:
-        rolled = rolls(client(server, model), 3, n=4)
-        assert {finish for one in rolled for finish in one.finishes} == {"stop", "length"}
-        assert "never at the tokenizer's EOS" in told(server, start(), how=Rollout(max_new_tokens=1))
+        if refused:
+            assert "never at the tokenizer's EOS" in told(server, model)
+        else:
+            rolled = rolls(client(server, model), 4, n=3)
+            assert {finish for one in rolled for finish in one.finishes} == {"length"}
 
 
 @pytest.mark.parametrize(
