@@ -1,4 +1,4 @@
-"""One async client for servers that speak ``/v1/chat/completions``: vLLM, SGLang, llama.cpp, OpenAI and their like.
+"""One async client for servers that speak as OpenAI does: vLLM, SGLang, llama.cpp, OpenAI itself and their like.
 
 One keep-alive session, retries that wait as told, and errors that say what to do. The key comes from the environment
 and goes into the request's header, nowhere else: not into a record, a message or a log.
@@ -12,16 +12,20 @@ import math
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import aiohttp
 from yarl import URL
 
 from tiebreak.records import InputError
+
+Result = TypeVar("Result")
 
 LONGEST_WAIT = 600.0
 """Seconds a server's Retry-After is obeyed at most; a longer one ends the run with the server's words."""
@@ -73,7 +77,7 @@ class Endpoint:
         backoff: float = 0.5,
     ) -> None:
         self.model = model
-        self.host, self.name, self._url = _address(url)
+        self.host, self.name, self._query = _address(url)
         self._rng = rng
         self._key_env = key_env
         self._concurrency = concurrency
@@ -114,43 +118,73 @@ class Endpoint:
             body |= {"logprobs": True, "top_logprobs": top_logprobs}
         if continue_final:
             body |= {"continue_final_message": True, "add_generation_prompt": False}
-        data = json.dumps(body).encode()
-        session = self._open()
-        async with self._free:
-            return await self._persist(session, data)
+        return await self.post("chat/completions", body, _read)
 
-    async def _persist(self, session: aiohttp.ClientSession, data: bytes) -> Reply:
-        for attempt in range(self._retries + 1):
-            wait = 0.0
-            started = time.perf_counter()
-            try:
-                async with session.post(self._url, data=data, allow_redirects=False) as response:
-                    status, text = response.status, self._hide(await response.text(errors="replace"))
-                    wait = _retry_after(response.headers.get("Retry-After", ""))
-            except _BROKEN as error:
-                problem = "cannot be reached: " + self._hide(_reason(error, self._timeout))
-                if isinstance(error, aiohttp.ClientConnectorError) and not self._answered:
-                    break
-            else:
-                self._answered = True
-                if status == HTTPStatus.OK:
-                    reply = _read(text, time.perf_counter() - started)
-                    if reply is not None:
-                        return reply
-                    problem = f"gave something that is no chat completion: {_said(text)}"
+    async def post(
+        self,
+        path: str,
+        body: Mapping[str, Any],
+        read: Callable[[str, float], Result | None],
+        *,
+        cure: str = "",
+        kept: str = "what was answered so far is kept",
+        retries: int | None = None,
+    ) -> Result:
+        """Return what ``read`` makes of the text of the answer and of the seconds it took.
+
+        An answer of which it makes None, a ValueError, a KeyError or the like is asked for again.
+
+        Args:
+            path: below the address, or from the server's root where it begins with a slash.
+            body: becomes JSON.
+            read: takes the answer's text and the seconds; an InputError it raises ends the call.
+            cure: what to do about a refusal, or a failure that stays.
+            kept: what a run that is started again does not lose.
+            retries: other than for all calls.
+
+        Raises:
+            InputError: a refusal, or a failure after all retries, in one sentence.
+        """
+        session, url, data = self._open(), self._at(path), json.dumps(body).encode()
+        most = self._retries if retries is None else retries
+        async with self._free:
+            for attempt in range(most + 1):
+                try:
+                    status, text, wait, seconds = await self._once(session, url, data)
+                except _BROKEN as error:
+                    problem, told, wait = "cannot be reached: " + self._hide(_reason(error, self._timeout)), "", 0.0
+                    if isinstance(error, aiohttp.ClientConnectorError) and not self._answered:
+                        break
                 else:
-                    problem = f"answered {status}: {_said(text)}"
-                    if status != HTTPStatus.TOO_MANY_REQUESTS and status < 500:
-                        raise InputError(f"The endpoint {self.name} {problem}; {self._cure(status)}.")
-                    if wait > LONGEST_WAIT:
+                    problem, told = f"answered {status}: {_said(text)}", cure
+                    if status == HTTPStatus.OK:
+                        problem = f"gave something else than was asked for: {_said(text)}"
+                        with suppress(ValueError, KeyError, IndexError, TypeError, AttributeError):
+                            if (found := read(text, seconds)) is not None:
+                                return found
+                    elif status != HTTPStatus.TOO_MANY_REQUESTS and status < 500:
+                        raise InputError(f"The endpoint {self.name} {problem}; {self._cure(status, cure)}.")
+                    elif wait > LONGEST_WAIT:
                         problem += f" (and asks to wait {wait:.0f} s)"
                         break
-            if attempt < self._retries:
-                await asyncio.sleep(max(wait, self._backoff * 2**attempt * self._rng.uniform(0.5, 1.0)))
-        raise InputError(
-            f"The endpoint {self.name} {problem}; check that the server runs and that the address is right, then run "
-            "again: what was answered so far is kept."
-        )
+                if attempt < most:
+                    await asyncio.sleep(max(wait, self._backoff * 2**attempt * self._rng.uniform(0.5, 1.0)))
+        told = told or "check that the server runs and that the address is right"
+        raise InputError(f"The endpoint {self.name} {problem}; {told}, then run again: {kept}.")
+
+    async def _once(self, session: aiohttp.ClientSession, url: URL, data: bytes) -> tuple[int, str, float, float]:
+        """Return the status, the text without the key, the wait that is asked for and the seconds it took."""
+        started = time.perf_counter()
+        async with session.post(url, data=data, allow_redirects=False) as response:
+            text = self._hide(await response.text(errors="replace"))
+            self._answered = True
+            wait = _retry_after(response.headers.get("Retry-After", ""))
+            return response.status, text, wait, time.perf_counter() - started
+
+    def _at(self, path: str) -> URL:
+        base = URL(self.name.removesuffix("/v1") if path.startswith("/") else self.name)
+        full = base.joinpath(path.lstrip("/"))
+        return full.with_query(self._query) if self._query else full
 
     def _open(self) -> aiohttp.ClientSession:
         if self._session is None or self._session.closed:
@@ -179,17 +213,19 @@ class Endpoint:
         key = self._key()
         return text.replace(key, "[key]") if len(key) >= 8 else text
 
-    def _cure(self, status: int) -> str:
+    def _cure(self, status: int, cure: str) -> str:
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN):
             where = f"set the environment variable {self._key_env}" if self._key_env else "name the variable in key_env"
             return f"{where} to a key this server accepts"
+        if cure:
+            return cure
         if status == HTTPStatus.NOT_FOUND:
             return f"check the model's name {self.model!r} and that the address ends before /chat/completions"
         return "correct what the server names"
 
 
-def _address(url: str) -> tuple[str, str, URL]:
-    """Return host, a name fit for messages, and the full URL; a password in it is refused without repeating it."""
+def _address(url: str) -> tuple[str, str, str]:
+    """Return host, a name fit for messages, and the query; a password in it is refused without repeating it."""
     try:
         parsed = URL(url.strip())
     except ValueError:
@@ -202,8 +238,7 @@ def _address(url: str) -> tuple[str, str, URL]:
             "put the key into an environment variable and name that in key_env."
         )
     base = parsed.with_path(parsed.path.rstrip("/").removesuffix("/chat/completions"))
-    full = base / "chat" / "completions"
-    return parsed.host, str(base).rstrip("/"), full.with_query(parsed.query_string) if parsed.query_string else full
+    return parsed.host, str(base).rstrip("/"), parsed.query_string
 
 
 def _read(text: str, latency: float) -> Reply | None:
@@ -275,3 +310,25 @@ def _reason(error: BaseException, timeout: float) -> str:
     if isinstance(error, aiohttp.ClientConnectorError):
         return error.os_error.strerror or str(error.os_error) or "no connection"
     return str(error) or type(error).__name__
+
+
+async def together(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """Return what the calls give, in order; when one fails the others are called off before a connection is closed."""
+    tasks = [asyncio.ensure_future(call) for call in calls]
+    try:
+        return await asyncio.gather(*tasks)
+    except BaseException:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        raise
+
+
+def finish(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run ``work`` to its end, in this thread or, where an event loop runs already (a notebook), in one beside it."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, work).result()

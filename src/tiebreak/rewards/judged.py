@@ -9,14 +9,13 @@ import asyncio
 import math
 import random
 import re
-from collections.abc import Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tiebreak.endpoint import Endpoint, Reply
+from tiebreak.endpoint import Endpoint, Reply, finish, together
 from tiebreak.judge.table import Judge, Question, make_judge
 from tiebreak.judge.verdict import SPACES, Token, soft_label
 from tiebreak.records import InputError, Prompt, Response
@@ -94,7 +93,7 @@ def make_score(
     )
     template = read_prompt(rubric)
     scorer = Scorer(client, template, top_logprobs if logprobs else 0, {"auto": None, "one": False, "two": True}[ten])
-    return lambda answered: _run(scorer.score(answered))
+    return lambda answered: finish(scorer.score(answered))
 
 
 @dataclass(eq=False)
@@ -110,7 +109,7 @@ class Scorer:
         """Return the marks of a batch on the scale from -1 to 1."""
         try:
             texts = list(dict.fromkeys((fill(self.template, one.prompt, t)) for one in answered for t in one.texts))
-            replies = await _together(self._chat(text) for text in texts)
+            replies = await together(self._chat(text) for text in texts)
             readings = dict(zip(texts, map(read, replies), strict=True))
             await self._settle(readings)
         finally:
@@ -123,7 +122,7 @@ class Scorer:
         texts = [text for text, found in readings.items() if isinstance(found, Reading) and found.zero is None]
         if texts and self.split is None:
             self.split = await self._splits()
-        zeros = await _together(self._zero(text) for text in texts) if self.split else [0.0] * len(texts)
+        zeros = await together(self._zero(text) for text in texts) if self.split else [0.0] * len(texts)
         for text, zero in zip(texts, zeros, strict=True):
             found = readings[text]
             readings[text] = found._replace(zero=zero) if isinstance(found, Reading) else found
@@ -248,7 +247,7 @@ def make_against(by: str = "pairwise", answer: str = "", concurrency: int = 32, 
     The known answer is the field ``answer`` or the prompt's reference, the first of several. ``knobs`` are the judge's.
     """
     judge = make_judge(by, **knobs)
-    return lambda answered: _run(_against(judge, answered, answer, concurrency))
+    return lambda answered: finish(_against(judge, answered, answer, concurrency))
 
 
 async def _against(judge: Judge, answered: Sequence[Answered], answer: str, concurrency: int) -> Marks:
@@ -277,29 +276,7 @@ async def _against(judge: Judge, answered: Sequence[Answered], answer: str, conc
     texts = list(dict.fromkeys((a.prompt.id, text) for a in answered for text in a.texts))
     prompts = {a.prompt.id: a.prompt for a in answered}
     try:
-        marks = dict(zip(texts, await _together(one(prompts[i], t) for i, t in texts), strict=True))
+        marks = dict(zip(texts, await together(one(prompts[i], t) for i, t in texts), strict=True))
     finally:
         await judge.close()
     return [[marks[a.prompt.id, text] for text in a.texts] for a in answered]
-
-
-async def _together(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
-    """Return what the calls give, in order; when one fails the others are called off before a connection is closed."""
-    tasks = [asyncio.ensure_future(call) for call in calls]
-    try:
-        return await asyncio.gather(*tasks)
-    except BaseException:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        raise
-
-
-def _run(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run ``work`` to its end, in this thread or, where an event loop runs already (a notebook), in one beside it."""
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, work).result()

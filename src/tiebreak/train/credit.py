@@ -65,6 +65,9 @@ def credit(
         numbers["objective/kl"] = _mean(sums(distance, seen.branch, len(seen.lengths)))
     if looked.old is not None:
         numbers["sampling/gap"] = float((old - sampled).square().mean().sqrt())
+    if not own:
+        numbers["sampling/weight"] = _mean(flat["trust"])
+        numbers["sampling/capped"] = _mean((flat["trust"] >= knobs["trust"]).float())
     numbers["groups/mixed"] = sum(one.mixed for one in judged) / max(1, len(judged))
     trees = [one.rolled.tree for one in judged]
     return Batch(trees, {name: values.to(device) for name, values in flat.items()}), numbers

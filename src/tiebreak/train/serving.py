@@ -25,20 +25,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-import aiohttp
 import torch
 from safetensors import SafetensorError
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from yarl import URL
 
-from tiebreak.endpoint import _BROKEN, LONGEST_WAIT, Endpoint, _reason, _retry_after, _said
+from tiebreak.endpoint import Endpoint, finish, together
 from tiebreak.models.adapter_folder import save_adapter
 from tiebreak.models.adapters import Adapter
 from tiebreak.models.generate import Drawn
 from tiebreak.models.load import save_model
 from tiebreak.records import InputError, content_id
 from tiebreak.registry import nearest
-from tiebreak.rewards.judged import _run, _together
 from tiebreak.train import checkpoint
 from tiebreak.train.rollouts import Asked, Rollout
 
@@ -56,49 +53,9 @@ BLUR = 0.1
 PATIENCE = 30.0
 """Seconds that a server which is left may take to let go of an adapter."""
 
+KEPT = "the training goes on from its last checkpoint"
+
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-class _Wire(Endpoint):
-    """The one client, for what a chat does not cover: completions of token ids, and handing weights over."""
-
-    async def post(
-        self, path: str, body: Mapping[str, Any], read: Callable[[str], Result], *, cure: str, again: bool = True
-    ) -> Result:
-        """Return what ``read`` makes of the answer, asked for anew where it cannot; ``cure`` is for a refusal.
-
-        ``path`` is below the address, or from the server's root where it begins with a slash.
-        """
-        url = URL((self.name.removesuffix("/v1") if path.startswith("/") else f"{self.name}/") + path)
-        session, data, retries = self._open(), json.dumps(body).encode(), self._retries if again else 0
-        async with self._free:
-            for attempt in range(retries + 1):
-                wait, told = 0.0, cure
-                try:
-                    async with session.post(url, data=data, allow_redirects=False) as response:
-                        status, text = response.status, self._hide(await response.text(errors="replace"))
-                        wait = min(_retry_after(response.headers.get("Retry-After", "")), LONGEST_WAIT)
-                except _BROKEN as error:
-                    problem = "cannot be reached: " + self._hide(_reason(error, self._timeout))
-                    told = "check that the server runs and that the address is right"
-                    if isinstance(error, aiohttp.ClientConnectorError) and not self._answered:
-                        break
-                else:
-                    self._answered = True
-                    problem = f"answered {status}: {_said(text)}"
-                    if status == 200:
-                        problem = f"gave something else than was asked for: {_said(text)}"
-                        with suppress(ValueError, KeyError, IndexError, TypeError, AttributeError):
-                            return read(text)
-                    elif status != 429 and status < 500:
-                        told = self._cure(status) if status in (401, 403) else cure
-                        raise InputError(f"The endpoint {self.name} {problem}; {told}.")
-                if attempt < retries:
-                    await asyncio.sleep(max(wait, self._backoff * 2**attempt * self._rng.uniform(0.5, 1.0)))
-        raise InputError(
-            f"The endpoint {self.name} {problem}; {told}, then run again: the training goes on from its last "
-            "checkpoint."
-        )
 
 
 class Server:
@@ -152,7 +109,7 @@ class Server:
         self.model, self.eos, self.tokenizer, self.how = model, tokenizer.eos_token_id, tokenizer, how
         self.served, self.folder, self.seed, self.adapter = served, folder.resolve(), seed, adapter
         self.refresh = _settled(refresh, adapter)
-        self._wire = _Wire(
+        self._client = Endpoint(
             endpoint,
             served,
             # Unseeded: waits enter no result, and two processes must not wait in step.
@@ -173,7 +130,7 @@ class Server:
         Raises:
             InputError: the server is gone or refuses, or gives no token ids or no log-probs of the tempered policy.
         """
-        return _run(self._draw(asked, n, temperature, turn)) if asked else []
+        return finish(self._draw(asked, n, temperature, turn)) if asked else []
 
     def close(self) -> None:
         """Take the adapter off the server and the folder off the disk; a server that is gone is left in peace."""
@@ -181,9 +138,9 @@ class Server:
         async def leave() -> None:
             with suppress(TimeoutError):
                 await asyncio.wait_for(self._take_back(), PATIENCE)
-            await self._wire.close()
+            await self._client.close()
 
-        _run(leave())
+        finish(leave())
         shutil.rmtree(self.folder, ignore_errors=True)
 
     async def _draw(self, asked: Sequence[Asked], n: int, temperature: float, turn: str) -> list[list[Drawn]]:
@@ -191,11 +148,9 @@ class Server:
         try:
             await self._hand_over()
             await self._assert_tempered(asked[0], temperature)
-            said = await _together(
-                self._complete(one, temperature, turn, draw) for one in asked for draw in range(each)
-            )
+            said = await together(self._complete(one, temperature, turn, draw) for one in asked for draw in range(each))
         finally:
-            await self._wire.close()
+            await self._client.close()
         self._assert_ends(said)
         drawn = [one for one, _ in said]
         return [drawn[start : start + each] * (n // each) for start in range(0, len(drawn), each)]
@@ -205,9 +160,9 @@ class Server:
         seed = int(name, 16) % 2**31  # which every server takes
         return await self._ask({**self._body(one, temperature), "seed": seed}, self._read)
 
-    async def _ask(self, body: Mapping[str, Any], read: Callable[[str], Result]) -> Result:
+    async def _ask(self, body: Mapping[str, Any], read: Callable[[str, float], Result | None]) -> Result:
         cure = f"correct what it names; it has to serve {self.served!r} and take token ids, as vLLM and SGLang do"
-        return await self._wire.post("completions", body, read, cure=cure)
+        return await self._client.post("completions", body, read, cure=cure, kept=KEPT)
 
     def _body(self, one: Asked, temperature: float) -> dict[str, Any]:
         """Return a request that says all that a server would else take from the model's folder.
@@ -236,7 +191,7 @@ class Server:
         }
         return {**body, "ignore_eos": True} if self.refresh == "lora" else body
 
-    def _read(self, text: str) -> Ended:
+    def _read(self, text: str, seconds: float) -> Ended:
         """Tell by the tokens how a completion ended: SGLang calls one too long that ends with EOS at the limit."""
         choice = json.loads(text)["choices"][0]
         logprobs, reason = choice.get("logprobs") or {}, choice["finish_reason"]
@@ -270,7 +225,7 @@ class Server:
         return Drawn(kept, finish, tuple(map(float, logps))), ids[-1] if reason == "stop" and not stop else None
 
     def _fault(self, what: str) -> InputError:
-        return InputError(f"The endpoint {self._wire.name} {what}.")
+        return InputError(f"The endpoint {self._client.name} {what}.")
 
     def _assert_ends(self, said: Sequence[Ended]) -> None:
         """Refuse a server that ends a tenth of the answers at other tokens and none by EOS; a few count as cut off."""
@@ -302,7 +257,7 @@ class Server:
     async def _spread(self, one: Asked, temperature: float) -> float:
         """Return how far the log-probs of the 20 likeliest first tokens lie apart."""
 
-        def read(text: str) -> float:
+        def read(text: str, seconds: float) -> float:
             near = json.loads(text)["choices"][0]["logprobs"]["top_logprobs"][0].values()
             best = sorted(near, reverse=True)[:20]
             return float(best[0] - best[-1])
@@ -335,7 +290,7 @@ class Server:
             f"where it can read {self.folder}"
         )
         body = {"lora_name": name, "lora_path": str(self.folder / name)}
-        await self._wire.post("load_lora_adapter", body, str, cure=cure)
+        await self._client.post("load_lora_adapter", body, _text, cure=cure, kept=KEPT)
         self._loaded = name
 
     async def _take_back(self) -> None:
@@ -343,7 +298,7 @@ class Server:
         name, self._loaded, self._given = self._loaded, "", ""
         if name:
             with suppress(InputError):
-                await self._wire.post("unload_lora_adapter", {"lora_name": name}, str, cure="start it", again=False)
+                await self._client.post("unload_lora_adapter", {"lora_name": name}, _text, retries=0)
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     async def _give_model(self) -> None:
@@ -355,10 +310,11 @@ class Server:
             "which goes by refresh: lora, or set refresh: none"
         )
 
-        def read(text: str) -> bool:
+        def read(text: str, seconds: float) -> bool:
             return bool(json.loads(text)["success"])
 
-        if not await self._wire.post("/update_weights_from_disk", {"model_path": str(where)}, read, cure=cure):
+        body = {"model_path": str(where)}
+        if not await self._client.post("/update_weights_from_disk", body, read, cure=cure, kept=KEPT):
             raise self._fault(f"could not load the weights in {where}; serve the model the training starts from")
         shutil.rmtree(where, ignore_errors=True)
 
@@ -397,3 +353,7 @@ def _named(tokens: Sequence[str] | None) -> list[int]:
     """Return the ids of tokens written as ``token_id:7``, none where they are texts."""
     named = [token.removeprefix("token_id:") for token in tokens or () if token.startswith("token_id:")]
     return list(map(int, named)) if len(named) == len(tokens or ()) else []
+
+
+def _text(text: str, seconds: float) -> str:
+    return text
