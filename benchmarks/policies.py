@@ -206,8 +206,8 @@ def measured(here: World, loaded: Any) -> dict[str, Any]:
 
 def scored(here: World, texts: Sequence[str]) -> list[float]:
     """Return the reward model's score of each answer."""
+    from tiebreak.models.score import score
     from tiebreak.records import Response
-    from tiebreak.rewards.model import score
 
     rows = [(p, [Response(prompt_id=p.id, text=text)]) for p, text in zip(here.test, texts, strict=True)]
     return [found[0] for found in score(here.reward, rows, window=WINDOW) if found is not None]

@@ -29,7 +29,7 @@ _PUBLIC = {
     "load_recipe": "tiebreak.recipe",
     "make_judge": "tiebreak.judge.table",
     "run_recipe": "tiebreak.run.run:run",
-    "score_responses": "tiebreak.rewards.model:score",
+    "score_responses": "tiebreak.models.score:score",
     "split_prompts": "tiebreak.data.split",
     "win_rate": "tiebreak.evaluate.winrate",
 }

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from typer.core import TyperCommand
@@ -46,7 +46,7 @@ VERBS = {
     "report": "Write the page that tells the whole run.",
     "export": "Write the pairs in the shapes other trainers read.",
 }
-TOP = ("project", "seed", "threads", "device", "ledger", *VERBS)
+TOP = ("project", "seed", "threads", "device", "ledger", "collect", *VERBS)
 TABLES = {
     "data": ("tiebreak.data.formats", "FORMATS"),
     "judge": ("tiebreak.judge.table", "JUDGES"),
@@ -97,20 +97,53 @@ def run_command(
 
 def _verb(section: str) -> Callable[..., None]:
     def command(words: Words = None, as_json: AsJson = False) -> None:
-        from tiebreak.recipe import build_recipe, read_yaml
-
-        path, settings = _recipe_and_settings(_with_steps(words or []) if section == "curate" else words or [])
-        settings = [s if s.partition("=")[0].split(".")[0] in TOP else f"{section}.{s}" for s in settings]
-        raw = read_yaml(path) if path else _remembered(settings)
-        if section not in raw and not any(s.startswith((f"{section}.", f"{section}=")) for s in settings):
-            raw = {**raw, section: {}}
-        recipe = build_recipe(raw, settings, where=path or "")
-        if not path:
-            _must_exist(recipe)
-        _carry_out(recipe, [section], as_json)
+        given = _with_steps(words or []) if section == "curate" else words or []
+        _carry_out(_recipe_for(section, given), [section], as_json)
 
     command.__doc__ = VERBS[section]
     return command
+
+
+def _recipe_for(section: str, words: list[str]) -> Recipe:
+    """Return the recipe that words name, or the project's own, with the section in it; bare keys are the section's."""
+    from tiebreak.recipe import build_recipe, read_yaml
+
+    path, settings = _recipe_and_settings(words)
+    settings = [s if s.partition("=")[0].split(".")[0] in TOP else f"{section}.{s}" for s in settings]
+    raw = read_yaml(path) if path else _remembered(settings)
+    if section not in raw and not any(s.startswith((f"{section}.", f"{section}=")) for s in settings):
+        raw = {**raw, section: {}}
+    recipe = build_recipe(raw, settings, where=path or "")
+    if not path:
+        _must_exist(recipe)
+    return recipe
+
+
+@app.command("collect", cls=_Verb)
+def collect_command(
+    words: Words = None,
+    terminal: Annotated[bool, typer.Option("--terminal", help="Ask here, a key for each answer.")] = False,
+    annotator: Annotated[
+        str | None, typer.Option("--annotator", help="Who answers; the login name when missing.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Ask people which answer is better; without --terminal, say how far everybody is."""
+    from tiebreak.run.asking import ask, standing
+
+    recipe = _recipe_for("collect", words or [])
+    if terminal:
+        ask(recipe, annotator)
+    found = standing(recipe)
+    if as_json:
+        _print_json(found)
+        return
+    typer.echo(f"{found['judged']:,} of {found['comparisons']:,} comparisons have the votes they want.")
+    for row in found["people"]:
+        said = ", ".join(f"{count} {verdict}" for verdict, count in row["verdicts"].items())
+        typer.echo(f"  {row['name']}: {row['answered']} answered ({said}), {row['left']} left")
+    if found["saved"]:
+        typer.echo(f"Kept as a preference set: {found['saved']}")
 
 
 for _section in VERBS:
@@ -298,18 +331,27 @@ def _about(
 def main() -> None:
     """Run the command line; a user's mistake is one sentence and exit code 1, never a stack trace."""
     sys.path.append(os.getcwd())  # where a user's own module:function lies; last, so that it shadows nothing
+    leave(app, "tiebreak")
+
+
+def leave(commands: typer.Typer, name: str) -> NoReturn:
+    """Carry out a command line and end the process; what the user can mend is told in one sentence.
+
+    Raises:
+        SystemExit: 0 when all went well, 1 for a mistake, 2 for words that cannot be read, 130 when stopped.
+    """
     try:
-        code = app(standalone_mode=False, prog_name="tiebreak")
+        code = commands(standalone_mode=False, prog_name=name)
     except (KeyboardInterrupt, typer.Abort):
         code = STOPPED
     except Exception as error:
-        if (said := _sentence(error)) is None:
+        if (said := _sentence(error, name)) is None:
             raise
         if said:
-            typer.echo(f"tiebreak: {said}", err=True)
+            typer.echo(f"{name}: {said}", err=True)
         sys.exit(getattr(error, "exit_code", 1))
     if code == STOPPED:
-        typer.echo("tiebreak: stopped; run the same command to go on from here.", err=True)
+        typer.echo(f"{name}: stopped; run the same command to go on from here.", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -317,15 +359,13 @@ STOPPED = 130
 """The exit code after Ctrl-C."""
 
 
-def _sentence(error: Exception) -> str | None:
+def _sentence(error: Exception, name: str) -> str | None:
     """Return what is wrong in one sentence, nothing where it was told already, None where the mistake is ours."""
     if isinstance(error, InputError):
         return str(error)
     if hasattr(error, "format_message"):  # the command line itself cannot be read
         told = " ".join(str(error.format_message()).split())
-        return (
-            told and f"{told.rstrip('.?')}{'?' if told.endswith('?') else '.'} `tiebreak --help` lists what there is."
-        )
+        return told and f"{told.rstrip('.?')}{'?' if told.endswith('?') else '.'} `{name} --help` lists what there is."
     if isinstance(error, ModuleNotFoundError):
         from tiebreak.run.doctor import EXTRAS
 

@@ -163,6 +163,7 @@ written = st.sampled_from(
         {"first": 3},
         "drop",
         {"confident": {"p": 0.55}},
+        "best_worst",
     ]
 )
 verdict = st.sampled_from(["slot", "tie", "invalid", "skip", "both_bad"])
@@ -210,6 +211,8 @@ def test_a_step_is_written_in_three_ways() -> None:
         (["soft_lable"], "'soft_lable'.*Did you mean 'soft_label'"),
         ([{"soft_lable": "logit"}], "'soft_lable'.*Did you mean 'soft_label'"),
         (["drop"], "no pairs yet; begin with soft_label"),
+        (["best_worst"], "no pairs yet; begin with soft_label"),
+        (["soft_label", {"best_worst": 2}], "has no knobs"),
         ([], "no steps"),
         (["soft_label", "plurality"], "'plurality' derives pairs.*first"),
         (["soft_label", {"drop": "tie"}], "'tie'.*Did you mean 'ties'"),
@@ -252,3 +255,56 @@ def test_a_step_sees_judgments_and_pairs() -> None:
     rows = Rows({"i": [said(0.9)]})
     assert rows.pairs is None
     assert STEPS["soft_label"].load()(rows).pairs[0].p == pytest.approx(0.9)
+
+
+NEITHER, TIE = "neither best nor worst", "best and worst tie"
+
+
+def met(*results: tuple[str, str, float], prompt: str = "p") -> list[Judgment]:
+    """Judgments of one prompt: each names two answers and P(the first is better)."""
+    return [said(p, slots=(a, b), prompt_id=prompt) for a, b, p in results]
+
+
+def best_worst(*results: tuple[str, str, float]) -> tuple[list[Pair], dict[str, int]]:
+    pairs, funnel = curate(met(*results), ["soft_label", "best_worst"])
+    return pairs, dict(funnel[-1].dropped)
+
+
+def test_of_each_prompt_the_pair_of_best_and_worst_is_kept_as_it_was_judged() -> None:
+    results = [("a", "b", 0.6), ("a", "c", 0.7), ("b", "c", 0.9), ("a", "d", 0.8), ("b", "d", 0.6), ("c", "d", 0.6)]
+    judgments = [*met(*results), *met(("x", "y", 0.2), prompt="q")]
+    every, _ = curate(judgments, ["soft_label"])
+    kept, funnel = curate(judgments, ["soft_label", "best_worst"])
+    # means: a 0.7, b (0.4 + 0.9 + 0.6) / 3 = 0.63, c (0.3 + 0.1 + 0.6) / 3 = 0.33, d (0.2 + 0.4 + 0.4) / 3 = 0.33
+    assert [(pair.chosen_id, pair.rejected_id) for pair in kept] == [("a", "d"), ("y", "x")]
+    assert all(pair in every for pair in kept)
+    assert funnel[-1].dropped == {NEITHER: 5}
+    assert curate(judgments[::-1], ["soft_label", "best_worst"])[0] == kept[::-1]
+
+
+def test_wins_are_means_so_an_answer_met_more_often_wins_no_more() -> None:
+    often = [("a", "b", 0.6), ("a", "c", 0.6), ("a", "d", 0.6), ("a", "e", 0.6)]
+    kept, dropped = best_worst(*often, ("f", "e", 0.9))
+    assert [(pair.chosen_id, pair.rejected_id, pair.p) for pair in kept] == [("f", "e", 0.9)]
+    assert dropped == {NEITHER: 4}
+
+
+def test_among_equals_the_best_is_the_first_by_id_and_the_worst_the_last() -> None:
+    kept, _ = best_worst(("b", "a", 0.5), ("d", "c", 0.5), *((low, high, 0.1) for low in "dc" for high in "ba"))
+    assert [(pair.chosen_id, pair.rejected_id) for pair in kept] == [("a", "d")]
+
+
+@pytest.mark.parametrize(
+    ("results", "dropped"),
+    [
+        ([("a", "b", 0.5)], {TIE: 1}),
+        ([("a", "b", 0.9), ("b", "c", 0.9), ("c", "a", 0.9)], {TIE: 1, NEITHER: 2}),
+        ([("a", "b", 0.9), ("b", "c", 0.9)], {"best and worst were not judged together": 1, NEITHER: 1}),
+        ([("a", "b", 0.5), ("a", "c", 0.9), ("c", "b", 0.9)], {TIE: 1, NEITHER: 2}),
+        ([("a", "b", 0.4), ("a", "c", 0.9), ("c", "b", 0.9)], {"the worst beat the best": 1, NEITHER: 2}),
+    ],
+)
+def test_a_prompt_without_a_best_that_beat_its_worst_goes_and_is_counted_once(
+    results: list[tuple[str, str, float]], dropped: dict[str, int]
+) -> None:
+    assert best_worst(*results) == ([], dropped)

@@ -14,9 +14,9 @@ from tiebreak.models.encode import LEAST, encode_completion, encode_prompt
 from tiebreak.models.forest import Tree, plant
 from tiebreak.models.heads import scores
 from tiebreak.models.load import Loaded, build_encoder, to_reward, train_tokenizer
+from tiebreak.models.score import score
 from tiebreak.records import InputError, Prompt, Response
 from tiebreak.rewards.combine import Rewards, read_terms
-from tiebreak.rewards.model import score
 from tiebreak.rewards.table import Answered, Scores
 
 TEXTS = (" A cat left.", " Cats.", " It left home and was missed by everybody.", "")

@@ -10,9 +10,10 @@ import pytest
 
 from tests.models.tiny import causal
 from tiebreak.models.load import Loaded, save_model
+from tiebreak.models.maker import maker_of
 from tiebreak.records import InputError, Prompt
 from tiebreak.sample import draw as room
-from tiebreak.sample.draw import Sampled, draw, maker_of
+from tiebreak.sample.draw import Sampled, draw
 from tiebreak.store import Ledger
 
 PROMPTS = [Prompt(text=f"POST: My cat number {i} left home.\n\nTL;DR:") for i in range(9)]

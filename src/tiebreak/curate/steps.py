@@ -1,9 +1,10 @@
-"""Steps on pairs: leave some out, and say how many and why."""
+"""Steps on pairs: leave some out, or keep one of each prompt, and say how many went and why."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from math import fsum
 
 from tiebreak.curate.table import Rows, Step, pairs_of
 from tiebreak.records import InputError, Pair
@@ -13,6 +14,12 @@ DROPS: Mapping[str, Callable[[Pair], bool]] = {
     "ties": lambda pair: pair.p == 0.5,
     "conflicts": lambda pair: pair.conflict,
 }
+
+NEITHER = "neither best nor worst"
+TIE = "best and worst tie"
+APART = "best and worst were not judged together"
+CROSSED = "the worst beat the best"
+"""Why :func:`best_worst` drops a pair."""
 
 
 def drop(rows: Rows, *, what: str | list[str] = "ties") -> Step:
@@ -51,3 +58,47 @@ def first(rows: Rows, *, n: int = 1000) -> Step:
         raise InputError(f"first has n = {n!r}; expected a whole number of at least 1.")
     pairs = sorted(pairs_of(rows, "first"), key=lambda pair: pair.id)
     return Step(pairs[:n], {"past the first n": max(0, len(pairs) - n)})
+
+
+def best_worst(rows: Rows) -> Step:
+    """Keep one pair of each prompt: the answer that wins most against the one that wins least.
+
+    How much an answer wins is its mean P(better) over all pairs it is in, so an answer met more often wins no more by
+    that. Among equals the best is the first by id and the worst the last. The pair is kept as it was judged: where the
+    two tie or never met, or where the worst won when they met, the prompt goes, and one of its pairs is counted under
+    that reason.
+    """
+    prompts: dict[str, list[Pair]] = {}
+    for pair in pairs_of(rows, "best_worst"):
+        prompts.setdefault(pair.prompt_id, []).append(pair)
+    kept: list[Pair] = []
+    dropped: Counter[str] = Counter()
+    for pairs in prompts.values():
+        found = _best_worst(pairs)
+        dropped[NEITHER] += len(pairs) - 1
+        if isinstance(found, Pair):
+            kept.append(found)
+        else:
+            dropped[found] += 1
+    return Step(kept, dropped)
+
+
+def _best_worst(pairs: Sequence[Pair]) -> Pair | str:
+    """Return the pair of best and worst among the pairs of one prompt, or why there is none."""
+    won: dict[str, list[float]] = {}
+    for pair in pairs:
+        won.setdefault(pair.chosen_id, []).append(pair.p)
+        won.setdefault(pair.rejected_id, []).append(1.0 - pair.p)
+    # Rounded, so that equal means are equal whatever their terms are.
+    means = {key: round(fsum(values) / len(values), 12) for key, values in sorted(won.items())}
+    best = max(means, key=lambda key: means[key])
+    worst = min(reversed(means), key=lambda key: means[key])
+    if means[best] == means[worst]:
+        return TIE
+    together = [pair for pair in pairs if {pair.chosen_id, pair.rejected_id} == {best, worst}]
+    if not together:
+        return APART
+    pair = min(together, key=lambda pair: pair.id)
+    if pair.p == 0.5:
+        return TIE
+    return pair if pair.chosen_id == best else CROSSED

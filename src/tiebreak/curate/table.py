@@ -70,6 +70,12 @@ STEPS = Table(
             knobs={"p": 0.6},
         ),
         Row(
+            name="best_worst",
+            does="keep one pair of each prompt: the answer that wins most against the one that wins least",
+            target="tiebreak.curate.steps:best_worst",
+            knobs={},
+        ),
+        Row(
             name="first",
             does="keep the first n pairs by id, for a quick look",
             target="tiebreak.curate.steps:first",

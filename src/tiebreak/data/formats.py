@@ -36,6 +36,12 @@ FORMATS = Table(
             paper="arXiv:2403.17031",
         ),
         Row(
+            name="prompts",
+            does="a text file with a prompt on each line, spaces kept: what is to be answered",
+            target="tiebreak.data.prompts:read",
+            knobs={"source": "", "licence": ""},
+        ),
+        Row(
             name="table",
             does="any CSV, TSV, JSON, JSONL or Parquet file, by a mapping file",
             target="tiebreak.data.mapped:read",

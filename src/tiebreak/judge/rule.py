@@ -40,6 +40,11 @@ RULES = Table(
             does="mean unigram and bigram F1 with the prompt's reference",
             target="tiebreak.judge.rule:overlap",
         ),
+        Row(
+            name="plain",
+            does="how it is written, for want of a reward model: says something, on topic, fresh, in words, ended",
+            target="tiebreak.judge.plain:quality",
+        ),
         Row(name="shorter", does="fewer characters are better", target="tiebreak.judge.rule:shorter"),
         Row(name="longer", does="more characters are better", target="tiebreak.judge.rule:longer"),
     ],

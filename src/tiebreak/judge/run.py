@@ -9,12 +9,12 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from typing import Literal, NamedTuple
 
-from tiebreak.judge.table import Judge, Question
+from tiebreak.judge.table import Judge, Prepares, Question
 from tiebreak.records import VERDICTS, InputError, Judgment, Progress, Prompt, Response, content_id, quiet
 from tiebreak.store import Ledger
 
@@ -23,6 +23,9 @@ GROUP = 200
 
 PATIENCE = 0.25
 """Seconds a finished judgment waits for others before it is written."""
+
+PORTION = 4096
+"""Questions that a judge prepares together at most, so what it prepared is what a kill costs."""
 
 Orders = Literal["both", "random", "given"]
 _Key = tuple[str, str, int]
@@ -86,7 +89,10 @@ def judge_pairs(
         spent.count(batch)
         progress(spent.done, len(questions), spent.shown(time.monotonic() - started))
 
-    _ask_all(judge, todo, 1 if judge.instant else concurrency, write)
+    for part in _portions(judge, todo):
+        if isinstance(judge, Prepares):
+            judge.prepare(part, lambda done, total, shown: progress(spent.done, len(questions), shown))
+        _ask_all(judge, part, 1 if judge.instant else concurrency, write)
     verdicts = [known[_key(question)] for question in questions]
     return Judged(
         judgment_ids=tuple(found.id for found in verdicts),
@@ -198,6 +204,12 @@ def _must_hold(ledger: Ledger, questions: Sequence[Question]) -> None:
     """Refuse before anything is paid for when a prompt or response is not in the ledger."""
     ledger.prompts(list({question.prompt.id: None for question in questions}))
     ledger.responses(list({slot.id: None for question in questions for slot in question.slots}))
+
+
+def _portions(judge: Judge, questions: Sequence[Question]) -> Iterator[Sequence[Question]]:
+    """Cut the questions of a judge that prepares into portions; any other judge gets them in one."""
+    size = PORTION if isinstance(judge, Prepares) else max(1, len(questions))
+    return (questions[start : start + size] for start in range(0, len(questions), size))
 
 
 def _revising(judgment: Judgment, answered: Mapping[_Key, _Known]) -> Judgment:

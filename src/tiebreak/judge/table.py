@@ -5,9 +5,10 @@ A row's target is ``make(**knobs) -> Judge``; nothing is loaded until a row is u
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
-from tiebreak.records import Judgment, Prompt, Response
+from tiebreak.records import Judgment, Progress, Prompt, Response
 from tiebreak.registry import Row, Table
 
 
@@ -51,6 +52,19 @@ class Judge(Protocol):
         ...
 
 
+@runtime_checkable
+class Prepares(Protocol):
+    """What a judge may have besides: a look at many questions at once, before each of them is asked.
+
+    So a judge that computes in batches does that, and ``ask`` looks up what it found. ``ask`` has to answer without it
+    too. ``progress`` takes the judge's own numbers; how far the questions are is shown by whoever asks.
+    """
+
+    def prepare(self, questions: Sequence[Question], progress: Progress) -> None:
+        """Do now what is cheaper for all of ``questions`` together."""
+        ...
+
+
 JUDGES = Table(
     "judge",
     "judge",
@@ -85,6 +99,21 @@ JUDGES = Table(
                 "retries": 6,
             },
             paper="https://arxiv.org/abs/2309.00267",
+        ),
+        Row(
+            name="reward",
+            does="a reward model scores both answers; P(first is better) is the sigmoid of the difference",
+            target="tiebreak.judge.scorer:make",
+            knobs={
+                "model": "",
+                "temperature": 1.0,
+                "window": 1024,
+                "cut": "start",
+                "batch": 32,
+                "revision": "",
+                "device": "cpu",
+            },
+            paper="Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155",
         ),
     ],
 )

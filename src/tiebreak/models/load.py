@@ -31,11 +31,13 @@ from transformers.utils import logging
 
 from tiebreak.models.encode import PLAIN_CHAT
 from tiebreak.models.heads import draw_head, is_encoder
+from tiebreak.models.headwise import register
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
 LABEL: dict[str, Any] = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
+register()
 
 
 class Loaded(NamedTuple):

@@ -14,6 +14,7 @@ from tiebreak.recipe.reading import (
 )
 from tiebreak.recipe.sections import (
     Audit,
+    Collect,
     Evaluate,
     Export,
     Import,
@@ -31,6 +32,7 @@ from tiebreak.recipe.sections import (
 
 __all__ = [
     "Audit",
+    "Collect",
     "Evaluate",
     "Export",
     "Import",

@@ -41,13 +41,14 @@ class Import(Open):
 
     format: str = Field("preferences", description="name of a format, see `tiebreak ls data`")
     path: str | None = Field(None, description="file to read")
+    prompts: str | None = Field(None, description="file with a further prompt on each line: the set `asked`")
     split: dict[str, float | int | str | None] = Field(
         default={"test": 0.1, "train": None},
         description="set -> share or count of prompt groups, a tag, or null for the rest",
     )
     limit: int | None = Field(None, ge=1, description="read this many rows only")
 
-    @field_validator("path")
+    @field_validator("path", "prompts")
     @classmethod
     def _at_home(cls, path: str | None) -> str | None:
         return None if path is None else str(Path(path).expanduser())
@@ -110,6 +111,18 @@ class Judge(Open):
     limit: int | None = Field(None, ge=1, description="judge this many pairs only")
     again: list[Literal["slot", "tie", "both_bad", "skip", "invalid"]] = Field(
         default=[], description="verdicts to ask again, such as invalid"
+    )
+
+
+class Collect(Section):
+    """What people are asked; `tiebreak collect --terminal` asks them."""
+
+    question: str = Field("Which answer is better?", min_length=1, description="asked of each two answers")
+    votes: int = Field(1, ge=1, description="people wanted for each comparison")
+    least: int = Field(1, ge=1, description="judged comparisons before later sections go on")
+    limit: int | None = Field(None, ge=1, description="ask about this many comparisons only")
+    save: str | None = Field(
+        None, description="folder that gets a preference set after each answer, user_preferences_NNN.json"
     )
 
 
@@ -277,6 +290,7 @@ class Recipe(Section):
     ledger: str | None = Field(None, description="path or URL; the project's own SQLite file when missing")
     import_: Import | None = Field(None, alias="import")
     sample: Sample | None = None
+    collect: Collect | None = None
     judge: Judge | None = None
     audit: Audit | None = None
     curate: list[str | dict[str, Any]] | None = None

@@ -12,7 +12,7 @@ from tiebreak.records import InputError
 
 Json = Mapping[str, Any]
 
-SECTIONS = ("import", "sample", "judge", "audit", "curate", "train", "evaluate", "export")
+SECTIONS = ("import", "sample", "collect", "judge", "audit", "curate", "train", "evaluate", "export")
 """The sections whose folders tell of a run, in the order in which a stage that could run is taken first."""
 
 

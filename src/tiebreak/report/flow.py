@@ -25,7 +25,7 @@ class Step:
 def steps(run: Artefacts) -> list[Step]:
     """Return the steps that this run has, in order."""
     found: list[Step] = []
-    for part in (_imported, _sampled, _judged, _curated, _trained):
+    for part in (_imported, _sampled, _collected, _judged, _curated, _trained):
         found += part(run)
     return found
 
@@ -100,6 +100,27 @@ def _sampled(run: Artefacts) -> list[Step]:
             notes=tuple(notes),
         ),
     ]
+
+
+def _collected(run: Artefacts) -> list[Step]:
+    counts, why = run.counts("collect"), _why(run.part("collect", "dropped"))
+    if not counts:
+        return []
+    open_, lost = _whole(counts, "comparisons") - _whole(counts, "judged"), sum(n for _, n in why)
+    silent = [f"{words.count(counts[name])} {said}" for name, said in _SILENT.items() if counts.get(name)]
+    notes = (f"{words.plural(open_, 'comparison')} still open",) if open_ else ()
+    return [
+        Step(name="Pairs judged by people", unit="pairs", n=_whole(counts, "judged"), lost=lost, why=why, notes=notes),
+        Step(
+            name=f"Judgments of {words.plural(counts.get('people'), 'person', 'people')}",
+            unit="judgments",
+            n=_whole(counts, "judgments"),
+            notes=tuple(silent),
+        ),
+    ]
+
+
+_SILENT = {"tie": "ties", "both_bad": "with both bad", "skip": "skipped"}
 
 
 def _judged(run: Artefacts) -> list[Step]:

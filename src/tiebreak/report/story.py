@@ -242,6 +242,9 @@ def _told_judging(run: Artefacts) -> str:
             f"{words.capital(source)} wrote {words.plural(drawn.get('drawn', drawn.get('responses')), 'answer')} to "
             f"{words.plural(drawn.get('prompts'), 'prompt')}."
         )
+    if asked := run.counts("collect"):
+        people = words.plural(asked.get("people"), "person", "people")
+        told.append(f"{words.capital(people)} gave {words.plural(asked.get('judgments'), 'judgment')}.")
     if judged:
         knobs = run.part("judge", "knobs")
         who = str(knobs.get("by") or "judge")

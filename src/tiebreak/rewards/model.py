@@ -1,4 +1,4 @@
-"""A reward model as a reward: score answers in batches, and centre the model on reference answers."""
+"""A reward model as a reward, and how it is centred on reference answers."""
 
 from __future__ import annotations
 
@@ -8,43 +8,16 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from tiebreak.models.attention import forest_mode
-from tiebreak.models.encode import LEAST, Cut, encode_completion, encode_prompt, encode_tree
+from tiebreak.models.encode import LEAST, Cut, encode_completion, encode_prompt
 from tiebreak.models.forest import Tree, plant
-from tiebreak.models.heads import Centred, centre, centre_bias, final_norm, hidden_last, is_encoder, scores
-from tiebreak.models.load import Loaded, context_of
-from tiebreak.records import InputError, Progress, Prompt, Response, quiet
+from tiebreak.models.heads import Centred, centre, centre_bias, final_norm, hidden_last, is_encoder
+from tiebreak.models.load import Loaded
+from tiebreak.models.score import room_of, tree_scores
+from tiebreak.records import InputError, Response
 from tiebreak.rewards.table import Answered, Marks, Reward, Unscored
 
 PAIRS = 4096
 """Pairs that say which moves of the head disturb differences: enough for a width of thousands, and bounded memory."""
-
-
-def score(
-    loaded: Loaded,
-    rows: Sequence[tuple[Prompt, Sequence[Response]]],
-    *,
-    window: int = 1024,
-    cut: Cut = "start",
-    batch: int = 32,
-    progress: Progress = quiet,
-) -> list[list[float] | None]:
-    """Return the reward of every response of every row, None for a row with a completion too long for ``window``.
-
-    ``window`` ends where the model's positions do, so that BERT reads at most 512 tokens.
-    """
-    window = min(window, context_of(loaded.model) or window)
-    trees = [encode_tree(loaded.tokenizer, p, answers, window=window, cut=cut)[0] for p, answers in rows]
-    kept = sorted((i for i, tree in enumerate(trees) if tree is not None), key=lambda i: _size(trees[i]))
-    out: list[list[float] | None] = [None] * len(rows)
-    with torch.no_grad(), forest_mode(loaded.model):
-        for start in range(0, len(kept), batch):
-            part = kept[start : start + batch]
-            forest = plant([tree for i in part if (tree := trees[i]) is not None]).to(loaded.model.device)
-            values = iter(scores(loaded.model, forest).tolist())
-            for i in part:
-                out[i] = [next(values) for _ in rows[i][1]]
-            progress(min(start + batch, len(kept)), len(kept), {})
-    return out
 
 
 def centre_on(loaded: Loaded, references: Sequence[Tree], pairs: Sequence[Tree], *, batch: int = 32) -> Centred:
@@ -60,7 +33,7 @@ def centre_on(loaded: Loaded, references: Sequence[Tree], pairs: Sequence[Tree],
         raise InputError("There is no reference answer to centre the reward model on; import prompts with references.")
     some = pairs[:: max(1, -(-len(pairs) // PAIRS))]
     if is_encoder(loaded.model):
-        marks, values = (_scores(loaded, trees, batch) for trees in (references, some))
+        marks, values = (_flat(loaded, trees, batch) for trees in (references, some))
         return centre_bias(loaded.model, marks, values[0::2] - values[1::2])
     with torch.no_grad(), forest_mode(loaded.model):
         norm = final_norm(loaded.model, plant(references[:1]).to(loaded.model.device))
@@ -77,15 +50,8 @@ def _states(loaded: Loaded, trees: Sequence[Tree], batch: int) -> torch.Tensor:
     return torch.cat(parts) if parts else torch.zeros(0, loaded.model.score.in_features)
 
 
-def _scores(loaded: Loaded, trees: Sequence[Tree], batch: int) -> torch.Tensor:
-    starts = range(0, len(trees), batch)
-    with torch.no_grad():
-        parts = [scores(loaded.model, plant(trees[i : i + batch]).to(loaded.model.device)) for i in starts]
-    return torch.cat(parts) if parts else torch.zeros(0)
-
-
-def _size(tree: Tree | None) -> int:
-    return 0 if tree is None else len(tree.trunk) + sum(map(len, tree.branches))
+def _flat(loaded: Loaded, trees: Sequence[Tree], batch: int) -> torch.Tensor:
+    return torch.tensor([value for values in tree_scores(loaded, trees, batch=batch) for value in values])
 
 
 def make(model: Loaded, *, window: int = 1024, cut: Cut = "start", batch: int = 32) -> Reward:
@@ -95,7 +61,7 @@ def make(model: Loaded, *, window: int = 1024, cut: Cut = "start", batch: int = 
     text, those ids are scored, which is exactly what was sampled; else the text is encoded anew. A completion that is
     empty and unfinished, or leaves no room for a prompt in ``window``, has no score; its siblings have theirs.
     """
-    room = min(window, context_of(model.model) or window)
+    room = room_of(model, window)
 
     def reward(answered: Sequence[Answered]) -> Marks:
         trees: list[Tree] = []
@@ -110,11 +76,9 @@ def make(model: Loaded, *, window: int = 1024, cut: Cut = "start", batch: int = 
                 trunk = encode_prompt(model.tokenizer, one.prompt, room=left, cut=cut).ids
                 trees.append(Tree(trunk, tuple(branches[j] for j in fit)))
                 places.append([(i, j) for j in fit])
-        order = sorted(range(len(trees)), key=lambda n: trees[n].size)
-        with torch.no_grad(), forest_mode(model.model):
-            values = _scores(model, [trees[n] for n in order], batch).tolist()
-        for (i, j), value in zip((place for n in order for place in places[n]), values, strict=True):
-            marks[i][j] = value
+        for answers, values in zip(places, tree_scores(model, trees, batch=batch), strict=True):
+            for (i, j), value in zip(answers, values, strict=True):
+                marks[i][j] = value
         return marks
 
     return reward

@@ -18,7 +18,7 @@ from tiebreak.records import InputError, Judgment, Pair, Prompt, Response, from_
 from tiebreak.run.folder import read_json, read_pairs, write_json
 from tiebreak.run.job import Job, Made
 from tiebreak.run.learning import held_out
-from tiebreak.run.stages import make_judge
+from tiebreak.run.stages import judge_of
 from tiebreak.stats.intervals import rate
 from tiebreak.stats.length import length_controlled_win_rate
 
@@ -93,7 +93,7 @@ def _agreement(rows: Sequence[tuple[float, float, str]]) -> dict[str, Any]:
 def _reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
     """Accuracy on held-out pairs beside the length-only baseline, calibration, and accuracy against the truth."""
     from tiebreak.models.load import load_reward
-    from tiebreak.rewards.model import score
+    from tiebreak.models.score import score
 
     name, where = job.model(named)
     stage = job.recipe.train.get(named)
@@ -175,7 +175,8 @@ def _held_pairs(job: Job, named: str) -> tuple[list[Pair], list[Pair]]:
 def _answers(job: Job, section: WinRateSection) -> Answers:
     """Let every model answer the test prompts; ``reference`` is the prompts' own answer."""
     from tiebreak.models.load import load_causal
-    from tiebreak.sample.draw import draw, maker_of
+    from tiebreak.models.maker import maker_of
+    from tiebreak.sample.draw import draw
 
     prompts = job.prompts(section.prompts, section.limit)
     sampled = job.recipe.sample
@@ -247,7 +248,7 @@ def _judged(
     """Judge the pairs; two equal answers are a tie and no answer loses to one, without asking anybody."""
     done = judge_pairs(
         job.ledger,
-        make_judge(spec, job.recipe.seed),
+        judge_of(spec, job.recipe),
         pairs,
         orders=spec.orders,
         attempts=spec.attempts,

@@ -36,13 +36,17 @@ def forecast(recipe: Recipe) -> dict[str, Any]:
     for stage in plan(recipe):
         home = StageFolder(recipe.folder, stage.name)
         key = stage_key(stage, recipe, manifests) if all(need in manifests for need in stage.needs) else ""
-        done = bool(key) and home.done(key)
+        asked = stage.section == "collect"  # its key rests on what people say, which a forecast does not read
+        done = bool(key) and (home.manifest is not None if asked else home.done(key))
         if done and (manifest := home.manifest):
             manifests[stage.name] = manifest
         stages.append({"stage": stage.name, "needs": list(stage.needs), "to_do": not done})
     found: dict[str, Any] = {"project": str(recipe.folder), "stages": stages, "rows": rows}
     if recipe.sample:
         found["sample"] = _samples(recipe, rows)
+    if recipe.collect:
+        pairs = min(_pairs(recipe, rows), recipe.collect.limit or _pairs(recipe, rows))
+        found["collect"] = {"comparisons": pairs, "votes": pairs * recipe.collect.votes}
     if recipe.judge:
         found["judge"] = _calls(recipe.judge, _pairs(recipe, rows), rows["words"])
     found["train"] = {name: _training(recipe, name, rows) for name in recipe.train}
@@ -179,6 +183,8 @@ def told(found: Mapping[str, Any]) -> list[str]:
     lines.append(f"import: {rows['rows']:,} rows, {prompts}, {rows['judgments']:,} judgments")
     if sampled := found.get("sample"):
         lines.append(f"sample: {sampled['responses']:,} responses to {sampled['prompts']:,} prompts")
+    if asked := found.get("collect"):
+        lines.append(f"collect: {asked['votes']:,} votes of people on {asked['comparisons']:,} comparisons")
     if judged := found.get("judge"):
         price = judged.get("price_usd")
         cost = "price unknown: give price_in and price_out per million tokens"

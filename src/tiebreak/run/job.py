@@ -11,6 +11,14 @@ from tiebreak.recipe import Recipe
 from tiebreak.records import InputError, Judgment, Progress, Prompt
 from tiebreak.store import Ledger
 
+JUDGING = ("collect", "judge")
+"""Stages that bring judgments; without any of them the imported ones count."""
+
+
+def place_of(recipe: Recipe, named: str) -> Path | str:
+    """Return where a model is that a recipe names: a training stage's folder, or what it says."""
+    return recipe.folder / "train" / named / "model" if named in recipe.train else named
+
 
 @dataclass(frozen=True)
 class Job:
@@ -48,15 +56,13 @@ class Job:
         return self.ledger.prompts(ids[:limit])
 
     def judgments(self) -> list[Judgment]:
-        """Return the judgments this run is about: the judge section's, or the imported ones."""
-        stage = "judge" if "judge" in self.before else "import"
-        return self.ledger.judgments(self.set_of(stage, "judgments"))
+        """Return the judgments this run is about: people's and the judge section's, or else the imported ones."""
+        stages = [stage for stage in JUDGING if stage in self.before] or ["import"]
+        return self.ledger.judgments([name for stage in stages for name in self.set_of(stage, "judgments")])
 
     def model(self, named: str) -> tuple[str, Path | str]:
         """Return the name and place of a model that is a training stage, a folder or a hub name."""
-        if named in self.recipe.train:
-            return named, self.project / "train" / named / "model"
-        return Path(named).name, named
+        return Path(named).name, place_of(self.recipe, named)
 
 
 @dataclass(frozen=True)

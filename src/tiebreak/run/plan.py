@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tiebreak.recipe import Recipe, Stage, resolved, reward_models
+from tiebreak.recipe import Judge, Recipe, Stage, resolved, reward_models
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
 from tiebreak.train.methods import loop_of
@@ -32,7 +32,9 @@ class Planned:
         return self.name.partition(".")[0]
 
 
-WITHOUT_EFFECT = frozenset({"tokens", "checkpointing", "trackers", "concurrency", "checkpoint_every", "log_every"})
+WITHOUT_EFFECT = frozenset(
+    {"tokens", "checkpointing", "trackers", "concurrency", "checkpoint_every", "log_every", "least", "save"}
+)
 """Keys that change how a stage is carried out and not what comes out, so changing one redoes nothing."""
 
 OF_DRAWING = frozenset({"batch", "key_env", "timeout"})
@@ -41,7 +43,7 @@ OF_DRAWING = frozenset({"batch", "key_env", "timeout"})
 OF_THE_CALL = frozenset({"key_env", "timeout", "retries"})
 """Knobs of the judge ``pairwise`` that have no effect on what it says; another judge's knobs of these names may."""
 
-FROM_OUTSIDE = frozenset({"path", "mapping", "rubric", "model", "of", "against", "reward", "value"})
+FROM_OUTSIDE = frozenset({"path", "prompts", "mapping", "rubric", "model", "of", "against", "reward", "value"})
 """Keys whose value may be a file or a folder that the stage reads, so that what is in it counts."""
 
 OWN_CODE = re.compile(r"([A-Za-z_][\w.]*):[A-Za-z_]\w*")
@@ -73,7 +75,8 @@ def plan(recipe: Recipe) -> list[Planned]:
 
 
 def _stages(recipe: Recipe) -> list[Planned]:
-    judged = "judge" if recipe.judge else "import"
+    answers = "sample" if recipe.sample else "import"
+    judged = [name for name, one in (("collect", recipe.collect), ("judge", recipe.judge)) if one] or ["import"]
     found: list[Planned] = []
 
     def add(name: str, needs: list[str], section: BaseModel | list[Any] | None) -> None:
@@ -88,13 +91,21 @@ def _stages(recipe: Recipe) -> list[Planned]:
         scorers = reward_models(recipe.sample, recipe.train)
         needs = [need for one in scorers for need in _model(recipe, one, "sample.reward")]
         add("sample", ["import", *start, *needs], recipe.sample)
-    add("judge", ["sample" if recipe.sample else "import"], recipe.judge)
-    add("audit", [judged], recipe.audit)
-    add("curate", [judged], recipe.curate)
+    add("collect", [answers], recipe.collect)
+    add("judge", [answers, *_judge_needs(recipe, recipe.judge, "judge.model")], recipe.judge)
+    add("audit", judged, recipe.audit)
+    add("curate", judged, recipe.curate)
     add("evaluate", _evaluate_needs(recipe, judged), recipe.evaluate)
     add("export", ["curate"], recipe.export)
     add("report", [stage.name for stage in found], recipe.report)
     return found
+
+
+def _judge_needs(recipe: Recipe, section: Judge | None, where: str) -> list[str]:
+    """Return the training stage that a judge is, where it is a reward model of this recipe."""
+    if section is None or section.by != "reward":
+        return []
+    return _model(recipe, str(section.knobs.get("model", "")), where)
 
 
 def _knobs(section: BaseModel | list[Any]) -> dict[str, Any]:
@@ -130,7 +141,7 @@ def rows_of(stage: Stage) -> str:
     return stage.rows or ("references" if stage.method == "sft" else "pairs")
 
 
-def _evaluate_needs(recipe: Recipe, judged: str) -> list[str]:
+def _evaluate_needs(recipe: Recipe, judged: list[str]) -> list[str]:
     section = recipe.evaluate
     if section is None:
         return []
@@ -138,12 +149,13 @@ def _evaluate_needs(recipe: Recipe, judged: str) -> list[str]:
     if section.win_rate:
         for model in (section.win_rate.of, *section.win_rate.against):
             needs += _model(recipe, model, "evaluate.win_rate")
+        needs += _judge_needs(recipe, section.win_rate.judge or recipe.judge, "evaluate.win_rate.judge.model")
         if recipe.sample:
             needs.append("sample")
     if section.reward:
         needs += ["curate", *_model(recipe, section.reward, "evaluate.reward")]
-    if recipe.judge or recipe.curate:
-        needs.append(judged)
+    if recipe.judge or recipe.collect or recipe.curate:
+        needs += judged
     return needs
 
 

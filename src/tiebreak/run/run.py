@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from tiebreak.recipe import Recipe, expanded, resolved
+from tiebreak.recipe import Judge, Recipe, expanded, resolved
 from tiebreak.records import InputError, Progress, content_id, quiet
 from tiebreak.run.folder import StageFolder, versions, write_json
 from tiebreak.run.job import Job, Made
@@ -90,16 +90,16 @@ def run(recipe: Recipe, *, only: Sequence[str] = (), display: Display | None = N
     manifests: dict[str, dict[str, Any]] = {}
     skipped: list[str] = []
     stale: list[str] = []
-    with _ledger(recipe) as ledger:
+    with open_ledger(recipe) as ledger:
         for stage in stages:
             home = StageFolder(folder, stage.name)
             if stage not in chosen:
                 if (found := home.manifest) is not None:
-                    if stage.name in needed and not _current(stage, recipe, manifests):
+                    if stage.name in needed and not _current(stage, recipe, manifests, ledger):
                         stale.append(stage.name)
                     manifests[stage.name] = found
                 continue
-            key = stage_key(stage, recipe, manifests)
+            key = _key(stage, recipe, manifests, ledger)
             if home.done(key) and (manifest := home.manifest) is not None:
                 manifests[stage.name] = manifest
                 skipped.append(stage.name)
@@ -121,27 +121,45 @@ def _needed(stages: Sequence[Planned], chosen: Sequence[Planned]) -> set[str]:
     return needed
 
 
-def _current(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]]) -> bool:
+def _current(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], ledger: Ledger) -> bool:
     """Whether the stage's last result was made with the knobs and inputs of now."""
     known = all(need in manifests for need in stage.needs)
-    return known and StageFolder(recipe.folder, stage.name).done(stage_key(stage, recipe, manifests))
+    return known and StageFolder(recipe.folder, stage.name).done(_key(stage, recipe, manifests, ledger))
+
+
+def _key(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[str, Any]], ledger: Ledger) -> str:
+    """Return the stage's key; what people have said by now is an input that no other stage makes."""
+    key = stage_key(stage, recipe, manifests)
+    if stage.section != "collect":
+        return key
+    from tiebreak.run.collecting import mark
+
+    return content_id("stage", key, mark(recipe, ledger, manifests))
 
 
 def _at_the_door(recipe: Recipe, sections: Collection[str]) -> None:
     """Refuse a missing source and a judge that cannot be made, before the first stage takes its time."""
-    from tiebreak.run.stages import check_source, make_judge
+    from tiebreak.run.stages import check_source
 
     if "train" in sections:
         _check_policies(recipe)
     if recipe.import_ and "import" in sections:
         check_source(recipe.import_)
     if recipe.judge and "judge" in sections:
-        make_judge(recipe.judge, recipe.seed)
+        _check_judge(recipe.judge, recipe)
     if recipe.evaluate and recipe.evaluate.win_rate and "evaluate" in sections:
         spec = recipe.evaluate.win_rate.judge or recipe.judge
         if spec is None:
             raise InputError("evaluate.win_rate has no judge; give it one, or add a judge section.")
-        make_judge(spec, recipe.seed)
+        _check_judge(spec, recipe)
+
+
+def _check_judge(section: Judge, recipe: Recipe) -> None:
+    """Refuse a judge that cannot be made; a reward model that this run trains is not there to be looked at."""
+    from tiebreak.run.stages import judge_of
+
+    if section.by != "reward" or section.knobs.get("model") not in recipe.train:
+        judge_of(section, recipe)
 
 
 def _check_policies(recipe: Recipe) -> None:
@@ -161,7 +179,12 @@ def remembered(recipe: Recipe) -> dict[str, Any]:
     return kept
 
 
-def _ledger(recipe: Recipe) -> Ledger:
+def open_ledger(recipe: Recipe) -> Ledger:
+    """Open the ledger of a recipe's project.
+
+    Raises:
+        InputError: its password or a variable of the environment is missing, or it cannot be made.
+    """
     if HIDDEN in (recipe.ledger or ""):
         raise InputError(
             f"The project's ledger {recipe.ledger} needs its password again; give ledger=..., or write it as ${{NAME}} "
@@ -182,7 +205,7 @@ def stage_key(stage: Planned, recipe: Recipe, manifests: Mapping[str, Mapping[st
             raise InputError(f"{stage.name} needs {need}, which has not been run in {recipe.folder}; run that first.")
         inputs[need] = manifests[need]["key"]
     ledger = recipe.ledger and without_password(recipe.ledger)
-    machine = (recipe.threads, recipe.device) if stage.section in COMPUTES else None
+    machine = (recipe.threads, recipe.device) if _computes(stage) else None
     shared = [recipe.seed, ledger, versions().get("tiebreak"), machine]
     return content_id("stage", stage.name, lasting(stage.knobs), inputs, marks(stage), shared)
 
@@ -199,7 +222,7 @@ def _carry_out(
     progress = show.begin(stage.name)
     started, clock = datetime.now(UTC), time.monotonic()
     home.begin(key)
-    with _machine(recipe) if stage.section in COMPUTES else nullcontext():
+    with _machine(recipe) if _computes(stage) else nullcontext():
         made = _stage(stage)(Job(stage.name, key, recipe, ledger, home.path, dict(manifests), progress))
     manifest = {
         "stage": stage.name,
@@ -223,8 +246,9 @@ def _carry_out(
     return manifest
 
 
-COMPUTES = ("train", "sample", "evaluate")
-"""Sections that run models: their results depend on the number of threads in the last bits."""
+def _computes(stage: Planned) -> bool:
+    """Whether a stage runs models here, so that its result depends on the number of threads in the last bits."""
+    return stage.section in ("train", "sample", "evaluate") or stage.knobs.get("by") == "reward"
 
 
 @contextmanager
@@ -254,7 +278,8 @@ def _machine(recipe: Recipe) -> Iterator[None]:
 
 def _stage(stage: Planned) -> Callable[[Job], Made]:
     """Return what carries the stage out; modules load when it is their turn, so only what needs torch loads it."""
-    file = {"train": "learning", "evaluate": "evaluation"}.get(stage.section, "stages")
+    files = {"train": "learning", "evaluate": "evaluation", "collect": "collecting"}
+    file = files.get(stage.section, "stages")
     module = import_module(f"tiebreak.run.{file}")
     carry_out: Callable[[Job], Made] = getattr(module, "import_" if stage.section == "import" else stage.section)
     return carry_out

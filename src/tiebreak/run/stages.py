@@ -17,12 +17,13 @@ from tiebreak.data.split import split_prompts
 from tiebreak.data.table import Entry, Refused
 from tiebreak.data.trl import export_pairs
 from tiebreak.judge.run import judge_pairs
-from tiebreak.judge.table import JUDGES
+from tiebreak.judge.table import JUDGES, make_judge
 from tiebreak.judge.table import Judge as Judging
-from tiebreak.recipe import Import, Judge, Sample, expanded, row_knobs
+from tiebreak.recipe import Import, Judge, Recipe, Sample, expanded, row_knobs
 from tiebreak.records import InputError, Prompt, Response, to_dict
 from tiebreak.run.folder import read_pairs, write_json, write_pairs
-from tiebreak.run.job import Job, Made
+from tiebreak.run.job import Job, Made, place_of
+from tiebreak.store import Ledger
 
 MADE_UP = frozenset({"world", "arithmetic"})
 """Formats that read no file."""
@@ -32,9 +33,10 @@ def check_source(section: Import) -> None:
     """Refuse a source that is not there."""
     if section.path is None and section.format in FORMATS and section.format not in MADE_UP:
         raise InputError(f"import: format {section.format!r} reads a file; add path=FILE.")
-    if section.path is not None and not Path(section.path).is_file():
-        what = "is a folder" if Path(section.path).is_dir() else "does not exist"
-        raise InputError(f"import.path is {section.path}, which {what}; pass the path of the data to import.")
+    for key, path in (("path", section.path), ("prompts", section.prompts)):
+        if path is not None and not Path(path).is_file():
+            what = "is a folder" if Path(path).is_dir() else "does not exist"
+            raise InputError(f"import.{key} is {path}, which {what}; pass the path of the data to import.")
 
 
 def read_entries(section: Import, seed: int) -> Iterator[Entry | Refused]:
@@ -57,6 +59,9 @@ def import_(job: Job) -> Made:
     job.put("prompts", done.prompt_ids)
     job.put("responses", done.response_ids)
     job.put("judgments", done.judgment_ids)
+    if section.prompts is not None:
+        further = FORMATS["prompts"].load()(Path(section.prompts))
+        splits["asked"] = import_records(job.ledger, further, progress=job.progress).prompt_ids
     for name, ids in splits.items():
         job.put(f"prompts/{name}", ids)
     write_json(job.home / "report.json", [asdict(remark) for remark in done.report])
@@ -100,7 +105,8 @@ def split(prompts: Sequence[Prompt], wanted: Mapping[str, Any], seed: int) -> di
 def sample(job: Job) -> Made:
     """Draw responses from a model, all to go on or those that a reward chooses."""
     from tiebreak.models.load import load_causal
-    from tiebreak.sample.draw import draw, maker_of
+    from tiebreak.models.maker import maker_of
+    from tiebreak.sample.draw import draw
 
     section = job.recipe.sample
     assert section is not None
@@ -163,16 +169,22 @@ def _kept(job: Job, section: Sample, drawn: Sequence[str], made: Made) -> Made:
     return Made(counts, why, notes, {"mean reward of the best of": chosen.best_of})
 
 
-def make_judge(section: Judge, seed: int) -> Judging:
-    """Return the judge a section names; a seed the recipe does not give is the run's."""
-    row = JUDGES[section.by]
-    knobs = row_knobs(row, section.knobs, "judge")
-    if "seed" in knobs and "seed" not in section.knobs:
-        knobs["seed"] = seed
+def judge_of(section: Judge, recipe: Recipe) -> Judging:
+    """Return the judge a section names; seed and device are the run's where the section gives none.
+
+    A reward model may be a training stage of the recipe; it reads as that stage read.
+    """
+    knobs = row_knobs(JUDGES[section.by], section.knobs, "judge")
+    for name, value in (("seed", recipe.seed), ("device", recipe.device)):
+        if name in knobs and name not in section.knobs:
+            knobs[name] = value
     if "endpoint" in knobs:
         knobs["endpoint"] = expanded(str(knobs["endpoint"]), "judge.endpoint")
-    judge: Judging = row.load()(**knobs)
-    return judge
+    if section.by == "reward":
+        if stage := recipe.train.get(knobs["model"]):
+            knobs |= {name: getattr(stage, name) for name in ("window", "cut") if name not in section.knobs}
+        knobs["model"] = str(place_of(recipe, str(knobs["model"])))
+    return make_judge(section.by, **knobs)
 
 
 def judge(job: Job) -> Made:
@@ -180,12 +192,12 @@ def judge(job: Job) -> Made:
     section = job.recipe.judge
     assert section is not None
     source = "sample" if "sample" in job.before else "import"
-    pairs = _pairs(job, job.ledger.responses(job.set_of(source, "responses")))[: section.limit]
+    pairs = paired(job.ledger, job.ledger.responses(job.set_of(source, "responses")))[: section.limit]
     if not pairs:
         raise InputError("judge has no two responses to one prompt; sample with n=2 or import answers.")
     done = judge_pairs(
         job.ledger,
-        make_judge(section, job.recipe.seed),
+        judge_of(section, job.recipe),
         pairs,
         orders=section.orders,
         attempts=section.attempts,
@@ -202,11 +214,12 @@ def judge(job: Job) -> Made:
     return Made(counts | spent, {k: v for k, v in dropped.items() if v}, price=done.price)
 
 
-def _pairs(job: Job, responses: list[Response]) -> list[tuple[Prompt, Response, Response]]:
+def paired(ledger: Ledger, responses: Iterable[Response]) -> list[tuple[Prompt, Response, Response]]:
+    """Return every two responses to one prompt, with the prompt."""
     by_prompt: dict[str, list[Response]] = defaultdict(list)
     for response in responses:
         by_prompt[response.prompt_id].append(response)
-    prompts = {prompt.id: prompt for prompt in job.ledger.prompts(list(by_prompt))}
+    prompts = {prompt.id: prompt for prompt in ledger.prompts(list(by_prompt))}
     return [(prompts[key], a, b) for key, group in by_prompt.items() for a, b in combinations(group, 2)]
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import statistics
 from collections.abc import Mapping, Sequence
@@ -54,35 +53,6 @@ class Chosen(NamedTuple):
     faults: Mapping[str, int]
 
 
-def maker_of(name: str, where: str | Path) -> str:
-    """Return ``name@revision``: retraining makes a new maker, so nothing old is taken for its work.
-
-    For a folder the revision is a hash of its weights and tokenizer; for a hub name the whole name counts, for two
-    organisations may call their models the same, with the commit of the snapshot in the local cache where there is one.
-    """
-    folder = Path(where)
-    if not folder.is_dir():
-        return f"{where}@{_commit(str(where)) or 'hub'}"
-    digest = hashlib.blake2b(digest_size=6)
-    for path in sorted(path for pattern in MARKS for path in folder.glob(pattern)):
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return f"{name}@{digest.hexdigest()}"
-
-
-MARKS = ("*.safetensors", "*.bin", "tokenizer.json")
-"""Files of a model folder that decide what it says."""
-
-
-def _commit(where: str) -> str | None:
-    """Return the start of the commit that the local cache holds for a hub model, None where it holds none."""
-    from huggingface_hub import try_to_load_from_cache
-
-    found = try_to_load_from_cache(where, "config.json") if where.count("/") <= 1 else None
-    return Path(found).parent.name[:12] if isinstance(found, str) else None
-
-
 def draw(
     ledger: Ledger,
     loaded: Loaded,
@@ -106,7 +76,7 @@ def draw(
         ledger: holds the prompts and receives the responses.
         loaded: a causal model and its tokenizer.
         prompts: what to answer.
-        maker: the model's name and revision, see :func:`maker_of`.
+        maker: the model's name and revision, see :func:`tiebreak.models.maker.maker_of`.
         n: responses per prompt.
         temperature: 0 is greedy, and then ``n`` more than 1 gives equal texts.
         top_p: nucleus sampling; 1 is off.

@@ -117,5 +117,10 @@ def _forbid_changes(connection: sa.Connection) -> None:
     )
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables, _forbid_changes)
+def _index_rubrics(connection: sa.Connection) -> None:
+    """What people said is asked for by rubric alone, and they are many."""
+    connection.execute(sa.text("CREATE INDEX IF NOT EXISTS judgments_under_rubric ON judgments (rubric)"))
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables, _forbid_changes, _index_rubrics)
 """Applied in order, each once; a database remembers how many it has seen. Append, never edit."""

@@ -1,0 +1,1 @@
+"""People judge: which comparison comes next for whom, and the faces that ask."""
