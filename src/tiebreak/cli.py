@@ -119,6 +119,10 @@ def _recipe_for(section: str, words: list[str]) -> Recipe:
     return recipe
 
 
+SAID = {"slot": "with a winner", "tie": "tied", "both_bad": "both bad", "skip": "skipped"}
+"""How a count of each verdict of people is said."""
+
+
 @app.command("collect", cls=_Verb)
 def collect_command(
     words: Words = None,
@@ -140,7 +144,7 @@ def collect_command(
         return
     typer.echo(f"{found['judged']:,} of {found['comparisons']:,} comparisons have the votes they want.")
     for row in found["people"]:
-        said = ", ".join(f"{count} {verdict}" for verdict, count in row["verdicts"].items())
+        said = ", ".join(f"{count} {SAID[verdict]}" for verdict, count in row["verdicts"].items())
         typer.echo(f"  {row['name']}: {row['answered']} answered ({said}), {row['left']} left")
     if found["saved"]:
         typer.echo(f"Kept as a preference set: {found['saved']}")
