@@ -353,15 +353,9 @@ def test_it_learns_from_pairs_and_goes_back_as_a_checkpoint(tmp_path: Path) -> N
     answers = [Response(prompt_id=prompt.id, text=text) for text in ("came back. 🐈", "left\thome.")]
     tree = encode_tree(loaded.tokenizer, prompt, answers, window=64)[0]
     assert tree is not None
-    fit(
-        loaded.model,
-        [Example(tree)] * 4,
-        OBJECTIVES["dpo"].knobs,
-        Pace(batch=2, learning_rate=1e-3),
-        seed=0,
-        folder=tmp_path / "run",
-        progress=lambda done, steps, numbers: losses.append(numbers["loss"]),
-    )
+    rows, how = [Example(tree)] * 4, {"seed": 0, "folder": tmp_path / "run"}
+    heard = {"progress": lambda done, steps, numbers: losses.append(numbers["loss"])}
+    fit(loaded.model, rows, OBJECTIVES["dpo"].knobs, Pace(batch=2, learning_rate=1e-3), **how, **heard)
     assert abs(losses[0] - math.log(2)) < 1e-6
     assert losses[1] < losses[0]
     write_pth(loaded, tmp_path / "trained" / "final_model.pth")

@@ -122,19 +122,18 @@ def merged(text: bytes, merges: Merges) -> list[int]:
         ids = joined
 
 
-def train_hex(texts: Iterable[str], *, vocabulary: int, longest: int = 16) -> PreTrainedTokenizerFast:
-    """Train a tokenizer of this kind on whole ``texts``: the 256 bytes, then ``vocabulary`` - 256 merges, EOS and PAD.
+def train_hex(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
+    """Train a tokenizer of this kind: the 256 bytes, then ``vocabulary`` - 256 merges, EOS and PAD.
 
-    Words are not split off beforehand, so a phrase that comes again and again would become a token; ``longest`` bounds
-    the bytes of one. Fewer merges are learned where no pair comes twice. Equal texts give equal tokenizers.
+    Merges are learned within words, or a phrase that comes again and again would be one token; what they make of a text
+    needs no words split off. Fewer are learned where no pair comes twice. Equal texts give equal tokenizers.
     """
     learner = Tokenizer(models.BPE())
-    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    learner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
         vocab_size=vocabulary,
         min_frequency=2,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        max_token_length=longest,
         show_progress=False,
     )
     learner.train_from_iterator(texts, trainer)
