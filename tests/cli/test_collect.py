@@ -13,7 +13,7 @@ from typing import Any
 import pexpect
 import pytest
 
-from tests.run.made import Shell, strict, write
+from tests.run.made import Shell, heeding_ctrl_c, strict, write
 from tiebreak.store import Ledger
 
 PEOPLE: dict[str, Any] = {
@@ -50,7 +50,8 @@ def sat_down(*words: str) -> pexpect.spawn[str]:
     """Start the command in a terminal of its own, as a person would."""
     environment = {**os.environ, "TERM": "xterm-256color"}
     command = [sys.executable, "-m", "tiebreak.cli", "collect", "--terminal", "project=people", *words]
-    return pexpect.spawn(command[0], command[1:], env=environment, encoding="utf-8", dimensions=(50, 120), timeout=60)
+    size: dict[str, Any] = {"dimensions": (50, 120), "timeout": 60, "preexec_fn": heeding_ctrl_c}
+    return pexpect.spawn(command[0], command[1:], env=environment, encoding="utf-8", **size)
 
 
 def test_a_run_waits_goes_on_with_what_people_said_and_follows_what_they_add(

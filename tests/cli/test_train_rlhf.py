@@ -222,7 +222,8 @@ def test_a_mistake_is_one_sentence_and_nothing_is_made(words: str, tmp_path: Pat
     ("made", "told"),
     [
         ("nothing", "nowhere.pth"),
-        ("pickle", "never runs code"),
+        ("object", "never runs code"),
+        ("pickle", "not a file that torch.save wrote"),
         ("words", "model.pth"),
         ("alone", "tokenizer.json"),
     ],
@@ -230,11 +231,15 @@ def test_a_mistake_is_one_sentence_and_nothing_is_made(words: str, tmp_path: Pat
 def test_a_checkpoint_that_cannot_be_trusted_or_read_is_one_sentence(clone: Path, made: str, told: str) -> None:
     import pickle
 
+    import torch
+
     place = clone / f"odd-{made}"
     place.mkdir()
     path = place / ("nowhere.pth" if made == "nothing" else "model.pth")
     if made == "pickle":
         path.write_bytes(pickle.dumps(Payload(str(place / "ran"))))
+    elif made == "object":
+        torch.save({"model_state_dict": {}, "config": Payload(str(place / "ran"))}, path)
     elif made == "words":
         path.write_text("not a checkpoint")
     elif made == "alone":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+import signal
 import sqlite3
 import subprocess
 import sys
@@ -123,6 +124,11 @@ class Shell:
         return said
 
 
+def heeding_ctrl_c() -> None:
+    """Heed SIGINT in a process that begins: a shell's background jobs ignore it, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def start(*words: str, code: str = "from tiebreak.cli import main; main()", **extra: str) -> subprocess.Popen[str]:
     """Start ``tiebreak WORDS`` as a process of its own in the current folder."""
     return subprocess.Popen(
@@ -131,6 +137,7 @@ def start(*words: str, code: str = "from tiebreak.cli import main; main()", **ex
         stderr=subprocess.PIPE,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", **extra},
+        preexec_fn=heeding_ctrl_c,
     )
 
 
