@@ -51,6 +51,7 @@ TABLES = {
     "data": ("tiebreak.data.formats", "FORMATS"),
     "judge": ("tiebreak.judge.table", "JUDGES"),
     "rule": ("tiebreak.judge.rule", "RULES"),
+    "overall": ("tiebreak.judge.overall", "RULES"),
     "audit": ("tiebreak.audit.table", "CHECKS"),
     "curate": ("tiebreak.curate.table", "STEPS"),
     "rewards": ("tiebreak.rewards.table", "REWARDS"),

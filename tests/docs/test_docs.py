@@ -29,7 +29,7 @@ LANGUAGES = (*RUN, "text", "yaml", "json", "jsonl", "sql", "ini")
 HARMLESS = ("tiebreak", "cat", "ls", "head", "tail", "wc", "mkdir", "cp", "mv", "printf", "echo", "python", "sort")
 SLOW = ("tutorial.md", "train.md", "sample.md", "README.md")
 PAGE_OF = (
-    {"data": "import", "rule": "judge"}
+    {"data": "import", "rule": "judge", "overall": "aspects"}
     | dict.fromkeys(("objectives", "orders", "optimizers", "trackers"), "train")
     | dict.fromkeys(("policy_gradient", "rounds"), "online")
 )

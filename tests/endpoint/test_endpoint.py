@@ -1,45 +1,18 @@
-import asyncio
 import json
-import random
-import socket
+import time
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 
 import pytest
 
+from tests.endpoint.made import ask as chat
+from tests.endpoint.made import client, unused_port
 from tests.judge.server import Script, Server
-from tiebreak.endpoint import Endpoint, _read, _retry_after
+from tiebreak.endpoint.shapes import read_chat
+from tiebreak.endpoint.wire import retry_after
 from tiebreak.records import InputError
 
 KEY = "sk-very-secret-0123456789"
-SLOTS = "Summary 1 - long one\n\nSummary 2 - short\n\n"
-
-
-def client(url, **settings):
-    return Endpoint(url, "scripted", **{"rng": random.Random(0), "backoff": 0.001, "key_env": None, **settings})
-
-
-def chat(endpoint, n=1, **settings):
-    async def all_of_them():
-        try:
-            return await asyncio.gather(
-                *(
-                    endpoint.chat(
-                        [{"role": "user", "content": f"{SLOTS}{i}"}], max_tokens=5, temperature=0.0, **settings
-                    )
-                    for i in range(n)
-                )
-            )
-        finally:
-            await endpoint.close()
-
-    return asyncio.run(all_of_them())
-
-
-def unused_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def test_a_reply_has_text_tokens_usage_and_latency():
@@ -71,16 +44,16 @@ def test_a_passing_fault_is_retried(fault):
 
 def test_retry_after_is_obeyed():
     with Server(Script(faults=1.0, fault=429, retry_after="0.05")) as server:
-        started = asyncio.new_event_loop().time()
+        started = time.monotonic()
         chat(client(server.url))
-        assert asyncio.new_event_loop().time() - started >= 0.05
+        assert time.monotonic() - started >= 0.05
 
 
 def test_retry_after_is_read_as_seconds_or_as_a_date():
-    assert _retry_after("3") == 3.0
+    assert retry_after("3") == 3.0
     when = datetime.now(UTC) + timedelta(seconds=100)
-    assert 90 < _retry_after(format_datetime(when, usegmt=True)) <= 100
-    assert [_retry_after(value) for value in ("", "soon", "-4", "nan", "inf")] == [0.0] * 5
+    assert 90 < retry_after(format_datetime(when, usegmt=True)) <= 100
+    assert [retry_after(value) for value in ("", "soon", "-4", "nan", "inf")] == [0.0] * 5
 
 
 def test_a_wait_beyond_patience_ends_the_call_with_the_servers_words():
@@ -121,16 +94,16 @@ def test_a_slow_server_is_a_timeout_with_its_seconds():
 
 
 def test_what_is_no_chat_completion_is_retried_then_told():
-    assert _read("<html>", 0.0) is None
-    assert _read('{"choices": []}', 0.0) is None
-    assert _read('{"error": {"message": "no"}}', 0.0) is None
-    assert _read('{"choices": [{"message": {"content": null}}]}', 0.0).text == ""
+    assert read_chat("<html>", 0.0) is None
+    assert read_chat('{"choices": []}', 0.0) is None
+    assert read_chat('{"error": {"message": "no"}}', 0.0) is None
+    assert read_chat('{"choices": [{"message": {"content": null}}]}', 0.0).text == ""
 
 
 def test_tokens_that_decode_to_one_text_add_up():
     top = [{"token": "1", "logprob": -1.0}, {"token": "1", "logprob": -1.0}]
     content = [{"token": "1", "logprob": -1.0, "top_logprobs": top}, {"token": "x", "logprob": -2.0}]
-    reply = _read(json.dumps({"choices": [{"message": {"content": "1x"}, "logprobs": {"content": content}}]}), 0.0)
+    reply = read_chat(json.dumps({"choices": [{"message": {"content": "1x"}, "logprobs": {"content": content}}]}), 0.0)
     assert reply.tokens[0].top["1"] == pytest.approx(-1.0 + 0.6931471805599453)
     assert reply.tokens[1].top == {"x": -2.0}
 

@@ -32,7 +32,9 @@ class Script:
 
     ``prefer`` gives P(first) by content; with probability ``abs(slot_bias)`` the favoured slot wins instead.
     ``garbage`` is the share of verdict requests answered without a verdict, ``faults`` the share of requests whose
-    first try gets ``fault``. ``reply`` overrides text, ``status`` answers every request with an error.
+    first try gets ``fault``. ``reply`` overrides text, ``status`` answers every request with an error. ``capacity``
+    turns requests away with 429 while so many are in flight. ``answer`` takes over whatever it wants: from the request
+    and how often it has come it makes status and payload (a string is sent as it is), or None.
     """
 
     prefer: Callable[[str, str], float] = longer
@@ -47,6 +49,9 @@ class Script:
     status: int = 200
     message: str = "scripted"
     spoken: tuple[str, str] = ("1", "2")
+    capacity: int = 0
+    location: str = ""
+    answer: Callable[[dict[str, Any], int], tuple[int, Any] | None] | None = None
 
 
 def share(body: bytes, what: str) -> float:
@@ -101,8 +106,11 @@ class Server:
 
     async def _answer(self, request: web.Request) -> web.Response:
         body = await request.read()
-        status, payload = self._decide(body, request)
+        full = 0 < self.script.capacity <= self.in_flight
+        status, payload = self._decide(body, request, full)
         self.headers.append(dict(request.headers))
+        if full:
+            return web.json_response(payload, status=status)
         self.in_flight += 1
         self.peak = max(self.peak, self.in_flight)
         try:
@@ -111,12 +119,22 @@ class Server:
         finally:
             self.in_flight -= 1
         headers = {"Retry-After": self.script.retry_after} if self.script.retry_after and status == 429 else {}
+        headers |= {"Location": self.script.location} if 300 <= status < 400 else {}
+        if isinstance(payload, str):
+            return web.Response(text=payload, content_type="text/html", status=status, headers=headers)
         return web.json_response(payload, status=status, headers=headers)
 
-    def _decide(self, body: bytes, request: web.Request) -> tuple[int, dict[str, Any]]:
+    def _decide(self, body: bytes, request: web.Request, full: bool) -> tuple[int, Any]:
         script = self.script
         self._tries[body] += 1
         status = script.status
+        if script.answer and not full and (taken := script.answer(json.loads(body), self._tries[body])):
+            with self.arrived:
+                self.log.append((body, taken[0]))
+                self.arrived.notify_all()
+            return taken
+        if full:
+            status = 429
         if share(body, "fault") < script.faults and self._tries[body] == 1:
             status = script.fault
         with self.arrived:

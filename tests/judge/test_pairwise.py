@@ -6,9 +6,12 @@ import pytest
 
 from tests.judge.made import ask, judge_at, pair
 from tests.judge.server import Script, Server
-from tiebreak.judge.pairwise import fill, make, parse_rubric, plain, prefilled, read_rubric
+from tiebreak.judge.pairwise import make
+from tiebreak.judge.rubric import load_rubric, read_rubric
+from tiebreak.judge.scales import TIES
 from tiebreak.judge.table import Question
-from tiebreak.records import InputError, Message, Prompt, Response
+from tiebreak.judge.turns import plain, prefilled
+from tiebreak.records import InputError, Prompt, Response
 
 ADDRESS = {"endpoint": "http://localhost:8000/v1", "model": "m"}
 
@@ -20,25 +23,6 @@ def question(post, first="one", second="two", **prompt):
 
 def bodies(server):
     return [json.loads(body) for body, _ in server.log]
-
-
-@pytest.mark.parametrize("name", ["tldr", "helpful"])
-def test_the_shipped_rubrics_are_whole(name):
-    sections = parse_rubric(read_rubric(name), where=name)
-    assert all(sections.values())
-
-
-def test_a9_texts_are_inserted_whole_whatever_they_contain():
-    post = "TL;DR: is what I say {{first}} {second} %s [verdict]\n\n{{ prompt }} \\1 Summary 1 - fake\n\nTL;DR:"
-    asked = question(post, "{{second}} TL;DR: \\g<0>", "{{prompt}} [question]")
-    text = fill(parse_rubric(read_rubric("tldr"), where="tldr")["question"], asked)
-    assert text.count(post) == 1
-    assert text.endswith("Summary 1 - {{second}} TL;DR: \\g<0>\n\nSummary 2 - {{prompt}} [question]")
-
-
-def test_a_conversation_and_its_context_are_shown():
-    asked = question((Message("user", "Hi"), Message("assistant", "Yes?")), context="A shop.")
-    assert fill("{{prompt}}", asked) == "A shop.\n\nuser: Hi\n\nassistant: Yes?"
 
 
 def test_a_rationale_comes_first_and_the_verdict_call_sees_it():
@@ -88,24 +72,27 @@ def test_a10_a_server_whose_tokens_carry_the_space_is_read():
 def test_a14_an_unreadable_reply_is_invalid_and_kept():
     with Server(Script(reply="Both are fine.")) as server:
         judgment = ask(judge_at(server), pair())
+        assert len(server.log) == 2
     assert (judgment.verdict, judgment.winner, judgment.probability) == ("invalid", None, None)
     assert judgment.raw == "Both are fine."
+    assert judgment.fields == {"finish": "stop", "why": "no verdict in the reply", "reasked": 1}
 
 
 def test_a_tie_is_offered_and_read_where_allowed():
     with Server(Script(reply="0")) as server:
         assert ask(judge_at(server, ties="allow"), pair()).verdict == "tie"
         assert ask(judge_at(server), pair()).verdict == "invalid"
-        allowed, forbidden = (body["messages"][-1]["content"] for body in bodies(server))
+        allowed, forbidden, again = (body["messages"][-1]["content"] for body in bodies(server))
     assert "the answer is 0" in allowed
     assert "the answer is 0" not in forbidden
+    assert again == forbidden
 
 
 @pytest.mark.parametrize("messages", [plain, prefilled])
 @pytest.mark.parametrize("rationale", [True, False])
 def test_the_verdict_call_always_holds_both_texts_and_the_sentence_on_ties(messages, rationale):
-    sections = parse_rubric(read_rubric("helpful"), where="helpful")
-    turns = messages(sections, question("Q", "first text", "second text"), "because", rationale=rationale, ties=True)
+    asked = question("Q", "first text", "second text")
+    turns = messages(load_rubric("helpful"), asked, "because", scale=TIES, rationale=rationale)
     everything = "\n".join(turn["content"] for turn in turns)
     assert "first text" in everything
     assert "second text" in everything
@@ -128,12 +115,34 @@ def test_a17_everything_that_steers_is_in_the_rubric_and_the_model_in_by(tmp_pat
         {"temperature": 0.5},
         {"rationale_tokens": 100},
         {"verdict_tokens": 1},
+        {"scale": "graded"},
+        {"steps": 1},
+        {"shots": 2},
+        {"shots": 4},
+        {"structured": True},
+        {"reask": 0},
+        {"temperature": 0.5, "samples": 4},
     ]
     assert len({make(**ADDRESS, **change).rubric for change in changed}) == len(changed)
     steers_nothing = [{"price_in": 1.0}, {"timeout": 5.0}, {"retries": 1}, {"key_env": "MY_KEY"}]
     assert {make(**ADDRESS, **change).rubric for change in steers_nothing} == {make(**ADDRESS).rubric}
+    assert make(**ADDRESS, scale="ties").rubric == make(**ADDRESS, ties="allow").rubric
     assert make(**ADDRESS).by == "model:m@localhost"
     assert make(**ADDRESS, revision="abc").by == "model:m@abc"
+
+
+@pytest.mark.parametrize(
+    ("knobs", "rubric"),
+    [
+        ({}, "0d9d89ef519929af03c6c8f4aad58dfa"),
+        ({"rubric": "helpful"}, "aaea6a0a1990aa8f3033f2f783de0f07"),
+        ({"ties": "allow"}, "2940790c1d592b3166278f588c7b5c4d"),
+        ({"rationale": False, "logprobs": False}, "82bdfc181001286bfdcb574f5c50f342"),
+    ],
+)
+def test_a_judgment_that_was_paid_for_stays_known(knobs, rubric):
+    """Words and settings of these have not changed, so their hash must not: else all of it is asked and paid again."""
+    assert make(**ADDRESS, **knobs).rubric == rubric
 
 
 def test_a_rubric_file_moved_elsewhere_is_the_same_rubric(tmp_path):
@@ -143,28 +152,22 @@ def test_a_rubric_file_moved_elsewhere_is_the_same_rubric(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("", r"\[question\]"),
-        ("hello\n[question]\n{{prompt}}{{first}}{{second}}\n[verdict]\nsay\n", "belongs to neither"),
-        ("[question]\n{{prompt}}{{first}}{{second}}\n", r"\[verdict\]"),
-        ("[question]\n{{prompt}}{{first}}\n[verdict]\nsay\n", "second"),
-        ("[question]\n{{promt}}{{first}}{{second}}\n[verdict]\nsay\n", "Did you mean 'prompt'"),
-        ("[question]\n{{prompt}}{{first}}{{second}}\n[verdikt]\nsay\n", "Did you mean 'verdict'"),
-    ],
-)
-def test_a_broken_prompt_file_is_refused_at_the_door(text, said):
-    with pytest.raises(InputError, match=said):
-        parse_rubric(text, where="own.txt")
-
-
-@pytest.mark.parametrize(
     ("knobs", "said"),
     [
         ({}, "needs endpoint"),
         ({"endpoint": "http://localhost:1/v1"}, "needs model"),
         ({**ADDRESS, "rubric": "tldrr"}, "Did you mean 'tldr'"),
         ({**ADDRESS, "ties": "yes"}, "ties"),
+        ({**ADDRESS, "scale": "grded"}, "Did you mean 'graded'"),
+        ({**ADDRESS, "scale": "graded", "ties": "allow"}, "leave ties out"),
+        ({**ADDRESS, "steps": 3}, "steps is 3; expected 1 to 2"),
+        ({**ADDRESS, "reask": 10}, "reask is 10; expected 0 to 9"),
+        ({**ADDRESS, "samples": 0, "temperature": 1.0}, "samples is 0"),
+        ({**ADDRESS, "samples": 4}, "set temperature above 0"),
+        ({**ADDRESS, "samples": 4, "temperature": 1.0, "rationale": False}, "logprobs=false"),
+        ({**ADDRESS, "structured": True, "prefill": True}, "exclude each other"),
+        ({**ADDRESS, "shots": 5}, "has 4 worked examples; take at most 4"),
+        ({**ADDRESS, "shots": -1}, "expected 0 or more"),
         ({**ADDRESS, "endpoint": "localhost:8000"}, "http://localhost:8000/v1"),
     ],
 )

@@ -13,7 +13,7 @@ import pytest
 from tests.judge.made import judge_at, ledger_with, pair, pairs
 from tests.judge.server import Script, Server, is_garbage
 from tiebreak.judge.rule import make as rule
-from tiebreak.judge.run import GROUP, judge_pairs
+from tiebreak.judge.run import judge_pairs
 from tiebreak.judge.verdict import soft_label
 from tiebreak.records import InputError, Judgment, Prompt, Response
 from tiebreak.store import Ledger
@@ -117,7 +117,7 @@ def test_a14_garbage_for_some_calls_is_exactly_those_invalid(tmp_path):
     made = pairs(300)
     script = Script(garbage=0.05)
     with ledger_with(tmp_path / "l.db", made) as ledger, Server(script) as server:
-        judged = judge_pairs(ledger, judge_at(server), made)
+        judged = judge_pairs(ledger, judge_at(server, reask=0), made)
         found = ledger.judgments(judged.judgment_ids)
         planted = sum(is_garbage(body, script) for body, _ in server.log)
     assert 10 < planted == judged.counts["invalid"] == sum(j.raw == "I cannot say" for j in found)
@@ -176,11 +176,10 @@ def test_a21_a_killed_run_resumes_and_pays_for_no_written_judgment_twice(tmp_pat
             written = ledger.counts()["judgments"]
             assert 0 < written < asked < 800
             judged = judge_pairs(ledger, judge_at(server), made, concurrency=window)
-            asked = len({body for body, _ in server.log[:asked]})
             assert judged.counts["known"] == written
             assert judged.counts["asked"] == 800 - written
             repeated = [body for body, times in Counter(body for body, _ in server.log).items() if times > 1]
-            assert len(repeated) == asked - written <= window + GROUP
+            assert len(repeated) <= window, "what was answered before the kill is kept, written as a judgment or not"
             assert ledger.counts()["judgments"] == 800
 
 
@@ -278,8 +277,8 @@ def test_it_works_inside_a_running_loop_as_in_a_notebook():
     assert asyncio.run(cell()) == 20
 
 
-def test_the_window_is_full_and_has_no_barrier(tmp_path):
-    made = pairs(30)
+def test_the_window_grows_until_it_is_full_and_has_no_barrier(tmp_path):
+    made = pairs(100)
     with ledger_with(tmp_path / "l.db", made) as ledger, Server(Script(delay=0.02)) as server:
         judge_pairs(ledger, judge_at(server), made, concurrency=20)
         assert server.peak == 20

@@ -5,14 +5,21 @@ import sys
 import pytest
 
 from tiebreak.judge.rule import RULES
-from tiebreak.judge.table import JUDGES
+from tiebreak.judge.speaker import speaker
+from tiebreak.judge.table import JUDGES, WHO
 from tiebreak.records import InputError
 
 
 @pytest.mark.parametrize("name", [row.name for row in JUDGES])
 def test_the_knobs_of_a_row_are_the_parameters_of_its_maker(name):
-    parameters = inspect.signature(JUDGES[name].load()).parameters
-    assert {key: value.default for key, value in parameters.items()} == dict(JUDGES[name].knobs)
+    parameters = dict(inspect.signature(JUDGES[name].load()).parameters)
+    asks = parameters.pop("who", None) is not None
+    own = {key: value.default for key, value in parameters.items()}
+    assert {**(WHO if asks else {}), **own} == dict(JUDGES[name].knobs)
+
+
+def test_whom_to_ask_is_what_a_speaker_takes():
+    assert {key: value.default for key, value in inspect.signature(speaker).parameters.items()} == WHO
 
 
 @pytest.mark.parametrize("name", [row.name for row in RULES])

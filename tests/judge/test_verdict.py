@@ -4,7 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiebreak.judge.verdict import find_verdict, read_reply, read_token, soft_label
+from tiebreak.judge.scales import BINARY, GRADED, SCALES, TIES
+from tiebreak.judge.verdict import (
+    NO_JSON,
+    NO_MASS,
+    NO_VERDICT,
+    OPEN,
+    find_verdict,
+    mean_reading,
+    read_json,
+    read_reply,
+    read_token,
+    soft_label,
+)
 from tiebreak.records import InputError, Judgment
 
 
@@ -103,30 +115,143 @@ def test_a_verdict_fused_with_other_text_is_read_without_a_probability():
 
 
 def test_a_tie_is_read_only_where_it_is_allowed():
-    assert read_reply("0", ties=True).verdict == "tie"
+    assert read_reply("0", scale=TIES).verdict == "tie"
     assert find_verdict("0 or 2") == 5
-    reading = read_token(logs(**{"1": 0.3, "2": 0.1, "0": 0.6}), ties=True)
+    reading = read_token(logs(**{"1": 0.3, "2": 0.1, "0": 0.6}), scale=TIES)
     assert (reading.verdict, reading.winner) == ("tie", None)
     assert reading.probability == pytest.approx(0.6)
     assert reading.tie == pytest.approx(0.6)
 
 
-@given(st.text(max_size=40), st.booleans())
-def test_any_text_is_a_verdict_or_invalid(text, ties):
-    reading = read_reply(text, ties=ties)
+@given(st.text(max_size=40), st.sampled_from(list(SCALES.values())), st.booleans())
+def test_any_text_is_a_verdict_or_invalid(text, scale, last):
+    reading = read_reply(text, scale=scale, last=last)
+    assert (reading.why != "") == (reading.verdict == "invalid")
     assert (reading.winner is None) == (reading.verdict != "slot")
     assert reading.verdict in ("slot", "tie", "invalid")
 
 
-tops = st.dictionaries(st.sampled_from(["1", " 1", "2", "\u25812", "0", "The", "12"]), st.floats(-1000, 0), max_size=7)
+tops = st.dictionaries(
+    st.sampled_from(["1", " 1", "2", "\u25812", "0", "3", "4", "5", "The", "12"]), st.floats(-1000, 0), max_size=9
+)
 
 
-@given(tops, st.booleans())
-def test_any_top_tokens_give_a_probability_in_range_or_none(top, ties):
-    reading = read_token(top, ties=ties)
+@given(tops, st.sampled_from(list(SCALES.values())))
+def test_any_top_tokens_give_a_probability_in_range_or_none(top, scale):
+    reading = read_token(top, scale=scale)
     assert reading.probability is None or 0 <= reading.probability <= 1
-    if reading.winner is not None and not ties:
+    assert reading.strength is None or 0 <= reading.strength <= 1
+    if reading.winner is not None:
         assert (reading.probability > 0.5) == (reading.winner == 0) or reading.probability == 0.5
+
+
+# Scales
+
+
+def test_five_levels_are_read_by_their_definition():
+    chances = {"1": 0.1, "2": 0.4, "3": 0.2, "4": 0.1, "5": 0.05}
+    total = sum(chances.values())
+    reading = read_token(logs(**chances, The=0.15), scale=GRADED)
+    assert (reading.verdict, reading.winner) == ("slot", 0)
+    assert reading.probability == pytest.approx((0.1 + 0.4 + 0.2 / 2) / total)
+    assert reading.strength == pytest.approx(sum(p * abs(int(i) - 3) for i, p in chances.items()) / total / 2)
+    assert reading.tie == pytest.approx(0.2 / total)
+    assert (reading.mass, reading.bounded) == (pytest.approx(total), False)
+    assert reading.shares == pytest.approx([p / total for p in chances.values()])
+
+
+@pytest.mark.parametrize(
+    ("said", "verdict", "winner", "strength"),
+    [("1", "slot", 0, 1), ("2", "slot", 0, 0.5), ("3", "tie", None, 0), ("4", "slot", 1, 0.5), ("5", "slot", 1, 1)],
+)
+def test_a_level_alone_is_its_row_of_the_table(said, verdict, winner, strength):
+    for reading in (read_reply(said, scale=GRADED), read_token(logs(**{said: 1.0}), scale=GRADED)):
+        assert (reading.verdict, reading.winner, reading.strength) == (verdict, winner, strength)
+
+
+def test_a_level_that_was_not_returned_is_bounded_or_makes_it_invalid_and_is_never_zero():
+    """What 4 and 5 can have at most, 0.1, goes to 4; so does what 3 can have: the label errs towards 1/2."""
+    reading = read_token(logs(**{"1": 0.6, "2": 0.2, "The": 0.1}), scale=GRADED)
+    assert reading.bounded
+    assert reading.probability == pytest.approx((0.8 + 0.1 / 2) / (0.8 + 0.1 + 0.1))
+    assert reading.strength == pytest.approx((0.6 + 0.2 / 2 + 0.1 * 0 + 0.1 / 2) / 1.0)
+    for top in ({"1": 0.3, "3": 0.2, "The": 0.1}, {"3": 0.4, "4": 0.3}, {"The": 0.9}):
+        assert read_token(logs(**top), scale=GRADED).verdict == "invalid"
+    assert read_token(logs(**{"3": 0.4, "4": 0.3}), scale=GRADED).why == OPEN
+    assert read_token(logs(The=0.9), scale=GRADED).why == NO_MASS
+
+
+def test_a_reversed_scale_gives_the_other_side_and_nothing_else_changes():
+    top = logs(**{"1": 0.6, "2": 0.1, "3": 0.1, "4": 0.15, "5": 0.05})
+    one, other = read_token(top, scale=GRADED), read_token(top, scale=GRADED.reversed())
+    assert (one.winner, other.winner) == (0, 1)
+    assert one.probability + other.probability == pytest.approx(1)
+    assert (one.strength, one.tie, one.mass) == (other.strength, other.tie, other.mass)
+    assert read_reply("1", scale=BINARY.reversed()).winner == 1
+    assert read_reply("0", scale=TIES.reversed()).verdict == "tie"
+
+
+@pytest.mark.parametrize(
+    ("text", "at"),
+    [
+        ("4", 0),
+        (" **4**", 3),
+        ("4.", 0),
+        ("4 - summary 2 is better", 0),
+        ("Grade: 4", 7),
+        ("4\nbecause", 0),
+        ("(4)", 1),
+    ],
+)
+def test_a_level_begins_the_reply(text, at):
+    assert find_verdict(text, scale=GRADED) == at
+
+
+@pytest.mark.parametrize(
+    "text", ["2 is much better", "Summary 2 is better", "2-3", "4/5", "4 to 5", "0", "6", "3.5", "45", "second", ""]
+)
+def test_a_number_that_may_mean_a_slot_is_no_level(text):
+    assert read_reply(text, scale=GRADED) == read_reply("", scale=GRADED)
+    assert read_reply(text, scale=GRADED).why == NO_VERDICT
+
+
+def test_behind_a_rationale_the_last_line_alone_counts():
+    tokens = [("1", logs(**{"1": 1.0})), (" is short.\n", {}), ("2", logs(**{"2": 0.7, "1": 0.3})), ("\n", {})]
+    reading = read_reply("1 is short.\n2\n", tokens, last=True)
+    assert (reading.winner, reading.probability) == (1, pytest.approx(0.3))
+    for text in ("Why 1.\n\n**2**", "So:\nPreferred Summary=2", "1 or 2?\nAnswer: 2.", "More Harmful Response=2"):
+        assert read_reply(text, last=True).winner == 1
+    for text in ("2\nis my answer", "I prefer 2", "1 and 2", "Both: 1, 2", ""):
+        assert read_reply(text, last=True).verdict == "invalid"
+
+
+def test_json_is_read_by_its_key_and_nothing_else_is():
+    tokens = [('{"verdict": "', {}), ("2", logs(**{"2": 0.8, "1": 0.2})), ('"}', {})]
+    reading, why = read_json('{"verdict": "2"}', tokens)
+    assert (reading.winner, reading.probability, why) == (1, pytest.approx(0.2), "")
+    reading, why = read_json('```json\n{"rationale": "1 is \\"1\\"", "verdict": 2}\n```')
+    assert (reading.winner, reading.probability, why) == (1, None, '1 is "1"')
+    assert read_json('{"verdict": "4"}', scale=GRADED)[0].strength == 0.5
+    for text in ("1", '"1"', "[1]", "{}", '{"answer": "1"}', "null", '{"verdict": "1"', 'My answer: {"verdict": "1"}'):
+        assert read_json(text)[0] == read_json("")[0]
+        assert read_json(text)[0].why == NO_JSON
+    for text in ('{"verdict": "A"}', '{"verdict": true}', '{"verdict": null}', '{"verdict": "12"}', '{"verdict": [1]}'):
+        assert read_json(text)[0].why == NO_VERDICT
+
+
+def test_the_mean_of_draws_is_the_mean_of_their_shares():
+    tokens = [read_token(logs(**{"1": p, "2": 1 - p})) for p in (0.9, 0.2, 0.1)]
+    mean = mean_reading([*tokens, read_reply("?")], BINARY)
+    assert (mean.verdict, mean.winner, mean.mass) == ("slot", 1, pytest.approx(1))
+    assert mean.probability == pytest.approx(0.4)
+    assert mean_reading([read_reply("1"), read_reply("1"), read_reply("2")], BINARY).probability == pytest.approx(2 / 3)
+    assert mean_reading([read_reply("?"), read_json("?")[0]], BINARY).why == NO_VERDICT
+
+
+def test_tokens_with_more_than_the_text_are_aligned_from_their_end():
+    thought = [("1", logs(**{"1": 0.9, "2": 0.1})), (" is short.\n", {})]
+    verdict = [("1", logs(**{"1": 0.6, "2": 0.4})), ("<|end|>", {})]
+    assert read_reply("1", [*thought, *verdict]).probability == pytest.approx(0.6)
 
 
 # Soft labels

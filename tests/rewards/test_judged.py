@@ -5,18 +5,18 @@ from __future__ import annotations
 import asyncio
 import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.judge.server import Script, Server
-from tests.rewards.made import Marker, Spoken, asked
-from tiebreak.endpoint import Reply, Token
-from tiebreak.records import InputError, Prompt
+from tests.judge.spoken import Spoken, saying
+from tests.rewards.made import asked
+from tiebreak.judge.score import WHOLE_TEN
+from tiebreak.records import InputError
 from tiebreak.rewards.combine import Rewards, read_terms
-from tiebreak.rewards.judged import WHOLE_TEN, Reading, fill, make_score, read, read_prompt
-from tiebreak.rewards.table import Answered, Scores, Unscored
+from tiebreak.rewards.judged import make_score
+from tiebreak.rewards.table import Answered, Scores
 
 ZERO: Spoken = [("0", {"0": 0.9, ".": 0.1})]
 
@@ -36,14 +36,9 @@ def requests(server: Server) -> list[dict[str, Any]]:
     return [json.loads(body) for body, _ in server.log]
 
 
-def reply(text: str, *tokens: tuple[str, dict[str, float]]) -> Reply:
-    made = tuple(Token(token, {t: math.log(p) for t, p in top.items()}) for token, top in tokens)
-    return Reply(text, made or None, None, None, 0.0, "stop")
-
-
 def test_the_mark_is_the_mean_over_the_probabilities_renormalised() -> None:
     chances = {"7": 0.4, " 7": 0.1, "8": 0.2, "10": 0.1, "The": 0.2}
-    with Marker(speak=lambda asked: [("7", chances)]) as server:
+    with Server(saying(lambda asked: [("7", chances)])) as server:
         assert scores(server, [asked("a")]) == [[scaled((7 * 0.5 + 8 * 0.2 + 10 * 0.1) / 0.8)]]
         (sent,) = requests(server)
     assert (sent["top_logprobs"], sent["temperature"]) == (20, 0.0)
@@ -52,13 +47,13 @@ def test_the_mark_is_the_mean_over_the_probabilities_renormalised() -> None:
 
 def test_the_ends_of_the_scale_are_minus_1_and_1() -> None:
     for text, worth in (("1", -1.0), ("10", 1.0)):
-        with Marker(speak=lambda asked, text=text: [(text, {text: 1.0})]) as server:
+        with Server(saying(lambda asked, text=text: [(text, {text: 1.0})])) as server:
             assert scores(server, [asked("a")], ten="one") == [[worth]]
 
 
 def test_a_10_in_two_tokens_is_read_where_the_reply_is_one() -> None:
     first = {"1": 0.6, "9": 0.3, "8": 0.1}
-    with Marker(speak=lambda asked: [("1", first), *ZERO]) as server:
+    with Server(saying(lambda asked: [("1", first), *ZERO])) as server:
         mean = 0.6 * (0.9 * 10 + 0.1 * 1) + 0.3 * 9 + 0.1 * 8
         assert scores(server, [asked("a")]) == [[scaled(mean)]]
         assert len(server.log) == 1
@@ -76,7 +71,7 @@ def nine_or_ten(asked: dict[str, Any]) -> Spoken:
 
 def test_a_10_in_two_tokens_is_asked_for_where_the_reply_is_another_number() -> None:
     mean = 0.6 * 9 + 0.1 * 8 + 0.3 * (0.96 * 10 + 0.04 * 1)
-    with Marker(speak=nine_or_ten) as server:
+    with Server(saying(nine_or_ten)) as server:
         written = {"judge_score": {"endpoint": server.url, "model": "m", "key_env": None}}
         rewards = Rewards(read_terms(written, where="reward", model=lambda name: pytest.fail(name), seed=0))
         assert rewards([asked("a")]).totals == [[scaled(mean)]]
@@ -89,7 +84,7 @@ def test_a_10_in_two_tokens_is_asked_for_where_the_reply_is_another_number() -> 
 
 
 def test_how_the_tokenizer_writes_10_can_be_said() -> None:
-    with Marker(speak=nine_or_ten) as server:
+    with Server(saying(nine_or_ten)) as server:
         assert scores(server, [asked("a")], ten="one") == [[scaled(0.6 * 9 + 0.1 * 8 + 0.3 * 1)]]
         assert len(server.log) == 1
         scores(server, [asked("a")], ten="two")
@@ -102,7 +97,7 @@ def test_with_a_token_of_its_own_for_10_a_1_is_a_1() -> None:
             return [("10", {"10": 1.0})]
         return [("2", {"2": 0.8, "1": 0.2})]
 
-    with Marker(speak=speak) as server:
+    with Server(saying(speak)) as server:
         assert scores(server, [asked("a")]) == [[scaled(1.8)]]
         assert len(server.log) == 2
 
@@ -112,12 +107,12 @@ def test_a_model_that_cannot_write_10_is_told() -> None:
         said = "Ten" if asked["messages"][-1]["content"] == WHOLE_TEN else "2"
         return [(said, {said: 0.8, "1": 0.2})]
 
-    with Marker(speak=speak) as server, pytest.raises(InputError, match=r"wrote 'Ten'.*ten: one or ten: two"):
+    with Server(saying(speak)) as server, pytest.raises(InputError, match=r"wrote 'Ten'.*ten: one or ten: two"):
         scores(server, [asked("a")])
 
 
 def test_without_probabilities_the_text_counts() -> None:
-    with Marker(speak=lambda asked: [("Score: 8", {"Score: 8": 1.0})]) as server:
+    with Server(saying(lambda asked: [("Score: 8", {"Score: 8": 1.0})])) as server:
         assert scores(server, [asked("a")], logprobs=False) == [[scaled(8)]]
         assert scores(server, [asked("a")]) == [[scaled(8)]]
         assert [sent.get("logprobs") for sent in requests(server)] == [None, True]
@@ -128,7 +123,7 @@ def test_what_cannot_be_read_has_no_score_and_is_counted() -> None:
         said = "Summary - good" in asked["messages"][0]["content"]
         return [("8", {"8": 1.0})] if said else [("I like it", {"I like it": 1.0})]
 
-    with Marker(speak=speak) as server:
+    with Server(saying(speak)) as server:
         written = {"judge_score": {"endpoint": server.url, "model": "m", "key_env": None}}
         rewards = Rewards(read_terms(written, where="reward", model=lambda name: pytest.fail(name), seed=0))
         done = rewards([asked("good", "bad")])
@@ -139,7 +134,7 @@ def test_what_cannot_be_read_has_no_score_and_is_counted() -> None:
 
 
 def test_equal_completions_of_a_prompt_are_asked_about_once() -> None:
-    with Marker(speak=lambda asked: [("8", {"8": 1.0})]) as server:
+    with Server(saying(lambda asked: [("8", {"8": 1.0})])) as server:
         answered = [asked("a", "a", "b"), asked("a", text="Another?"), asked("a")]
         assert scores(server, answered) == [[scaled(8)] * 3, [scaled(8)], [scaled(8)]]
         assert len(server.log) == 3
@@ -169,52 +164,12 @@ def test_a_judge_works_inside_an_event_loop() -> None:
     async def notebook(server: Server) -> Scores:
         return scores(server, [asked("a")])
 
-    with Marker(speak=lambda asked: [("8", {"8": 1.0})]) as server:
+    with Server(saying(lambda asked: [("8", {"8": 1.0})])) as server:
         assert asyncio.run(notebook(server)) == [[scaled(8)]]
 
 
-@pytest.mark.parametrize(
-    ("text", "said"),
-    [
-        ("7", 7), (" 10\n", 10), ("8/10", 8), ("8 out of 10", 8), ("**9**", 9), ("Score: 6", 6), ("The mark is 3.", 3),
-        ("10.", 10), ("\u01205", 5),
-        ("", None), ("0", None), ("11", None), ("100", None), ("8.5", None), ("7-8", None), ("7 to 8", None),
-        ("-3", None), ("eight", None), ("2nd", None), ("On a scale of 1 to 10, 7", None),
-    ],
-)  # fmt: skip
-def test_a_mark_begins_the_reply_or_is_none(text: str, said: int | None) -> None:
-    found = read(reply(text))
-    if said is None:
-        assert isinstance(found, Unscored)
-    else:
-        assert found == Reading(tuple(float(i == said) for i in range(1, 11)), 0.0)
-
-
-def test_a_number_fused_with_other_text_counts_as_written() -> None:
-    found = read(reply("8/10", ("8/", {"8/": 0.5, "7": 0.5}), ("10", {"10": 1.0})))
-    assert found == Reading(tuple(float(i == 8) for i in range(1, 11)), 0.0)
-
-
-def test_texts_are_inserted_whole(tmp_path: Path) -> None:
-    prompt = Prompt(text="{{completion}} is what I say", context="A shop.")
-    text = fill(read_prompt("tldr"), prompt, "{{prompt}} \\g<0>")
-    assert text.count("A shop.\n\n{{completion}} is what I say") == 1
-    assert "Summary - {{prompt}} \\g<0>\n" in text
-    own = tmp_path / "own.txt"
-    own.write_text("{{prompt}} {{answer}}")
-    with pytest.raises(InputError, match="has the places prompt, answer; expected"):
-        read_prompt(str(own))
-    own.write_text("Rate {{completion}} for {{prompt}}\n")
-    assert fill(read_prompt(str(own)), Prompt(text="Q"), " A ") == "Rate A for Q"
-
-
-@pytest.mark.parametrize("name", ["tldr", "helpful"])
-def test_the_shipped_prompts_are_whole(name: str) -> None:
-    assert read_prompt(name).endswith("Answer with one whole number from 1 to 10 and nothing else.")
-
-
 def test_concurrency_bounds_the_calls_in_flight() -> None:
-    with Marker(script=Script(delay=0.02), speak=lambda asked: [("8", {"8": 1.0})]) as server:
+    with Server(saying(lambda asked: [("8", {"8": 1.0})], delay=0.02)) as server:
         make_score(server.url, "m", concurrency=3, key_env=None)([asked(*map(str, range(12)))])
         assert 1 <= server.peak <= 3
 

@@ -6,11 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from tiebreak.audit.findings import Bound, at_least, chance, finding, percent, within
-from tiebreak.audit.table import SLOT, Ints, View
+from tiebreak.audit.findings import Bound, amount, at_least, chance, finding, percent, within
+from tiebreak.audit.table import SLOT, TIE, Floats, Ints, View
+from tiebreak.judge.verdict import EDGE
 from tiebreak.records import Finding
 from tiebreak.stats import agreement
-from tiebreak.stats.intervals import Estimate, rate, wilson
+from tiebreak.stats.intervals import Estimate, clustered_mean, rate, wilson
 
 
 class Orders(NamedTuple):
@@ -48,13 +49,15 @@ def orders(view: View) -> Orders:
 def position(view: View, *, min_consistency: float = 0.8, max_bias: float = 0.1) -> list[Finding]:
     """Measure consistency, primacy, recency and bias per judge from both orders, first-slot preference from one.
 
-    Shares are over items readable in both orders, intervals by prompt. ``max_bias`` bounds |primacy - recency| and,
+    Shares are over items readable in both orders, intervals by prompt. Where both orders have probabilities, ``delta``
+    is what the first slot adds to the log-odds, whatever it holds. ``max_bias`` bounds |primacy - recency| and,
     halved, the distance of the first-slot preference from 1/2.
     """
     found = []
     matched = orders(view)
     for judge, at in view.by_judge(matched.one):
-        found += _swapped(view, judge, matched.one[at], matched.two[at], min_consistency, max_bias)
+        one, two = matched.one[at], matched.two[at]
+        found += _swapped(view, judge, one, two, min_consistency, max_bias) + _delta(view, judge, one, two)
     for judge, at in view.by_judge(matched.single):
         found.append(_single(view, judge, matched.single[at], max_bias))
     unknown = view.pair & ~view.order_known
@@ -89,6 +92,34 @@ def _swapped(view: View, judge: str, one: Ints, two: Ints, min_consistency: floa
         share("first", at.first, "prefers the first slot, over both orders and ties as a half, in {}"),
         _rates(view, judge, one, two),
     ]
+
+
+def _delta(view: View, judge: str, one: Ints, two: Ints) -> list[Finding]:
+    """The slot bias of one judge in log-odds, from items with a probability in both orders.
+
+    With l1 and l2 the log-odds of the first slot in the two orders, delta = (l1 + l2) / 2 is what the slot adds, and
+    (l1 - l2) / 2 is the preference without it: a bias that is additive in log-odds cancels exactly there.
+    """
+    decided = (view.verdict == SLOT) | (view.verdict == TIE)
+    known = decided & ~np.isnan(view.probability)
+    both = known[one] & known[two]
+    if not both.any():
+        return []
+    l1, l2 = (_log_odds(view.probability[at[both]]) for at in (one, two))
+    delta = clustered_mean((l1 + l2) / 2, view.prompt[one[both]])
+    noun = f"items with probabilities in both orders, {int((~both).sum()):,} without" if not both.all() else "items"
+    text = (
+        f"{judge} adds {amount(delta, 'to the log-odds of the first slot', noun)}; "
+        "averaging log-odds over the two orders takes that away."
+    )
+    return [finding("position.delta", judge, text, delta)]
+
+
+def _log_odds(p: Floats) -> Floats:
+    """Return log(p / (1 - p)), with p as far from 0 and 1 as a soft label keeps it."""
+    inside = np.clip(p, EDGE, 1 - EDGE)
+    odds: Floats = np.log(inside) - np.log1p(-inside)
+    return odds
 
 
 def _rates(view: View, judge: str, one: Ints, two: Ints) -> Finding:

@@ -39,9 +39,9 @@ class View:
 
     ``judge`` codes index ``judges``, which are ``by`` and, where one judge used several rubrics, the rubric's first
     digits. ``item`` is the set of responses, whatever their order; ``swapped`` tells its two orders apart (the second
-    response id sorts before the first). ``maker0`` and ``maker1`` index ``makers``. Lengths are in words. ``same_text``
-    and ``empty`` speak of any of the responses shown. ``superseded`` judgments were revised by another one and are
-    not among the N.
+    response id sorts before the first). ``mass`` is the probability a model left to the answers offered. ``maker0``
+    and ``maker1`` index ``makers``. Lengths are in words. ``same_text`` and ``empty`` speak of any of the responses
+    shown. ``superseded`` judgments were revised by another one and are not among the N.
     """
 
     ids: Sequence[str]
@@ -59,6 +59,7 @@ class View:
     winner: Ints
     probability: Floats
     strength: Floats
+    mass: Floats
     attempt: Ints
     length0: Floats
     length1: Floats
@@ -136,6 +137,12 @@ def _codes(names: Iterable[Any]) -> tuple[Ints, list[Any]]:
 
 def _numbers(values: Iterable[float | None]) -> Floats:
     return np.array([math.nan if value is None else value for value in values], dtype=np.float64)
+
+
+def _mass(judgment: Judgment) -> float | None:
+    """Return what the offered answers had of the probability; other sources may keep something else by that name."""
+    found = judgment.fields.get("mass")
+    return float(found) if isinstance(found, int | float) and 0 <= found <= 1 else None
 
 
 def _judges(kept: Sequence[Judgment]) -> tuple[Ints, tuple[str, ...]]:
@@ -230,6 +237,7 @@ def view(judgments: Iterable[Judgment], responses: Iterable[Response] = ()) -> V
         winner=np.array([-1 if j.winner is None else j.winner for j in kept], dtype=np.int64),
         probability=_numbers(j.probability for j in kept),
         strength=_numbers(j.strength for j in kept),
+        mass=_numbers(_mass(j) for j in kept),
         attempt=np.array([j.attempt for j in kept], dtype=np.int64),
         length0=shown.words[zero],
         length1=shown.words[one],
@@ -263,6 +271,13 @@ CHECKS = Table(
             paper="arXiv:2306.05685",
         ),
         Row(
+            name="mass",
+            does="how much probability a model puts on answers that were not offered, and what is unreadable for it",
+            target="tiebreak.audit.mass:mass",
+            knobs={"max_missing": 0.1, "max_invalid": 0.02},
+            paper="arXiv:2309.00267",
+        ),
+        Row(
             name="length",
             does="how often the longer answer is preferred",
             target="tiebreak.audit.checks:length",
@@ -275,6 +290,13 @@ CHECKS = Table(
             target="tiebreak.audit.checks:agreement",
             knobs={"min_alpha": 0.4, "draws": 1000, "seed": 0},
             paper="Krippendorff 2004",
+        ),
+        Row(
+            name="jury",
+            does="how many independent judges the judges are worth, and who adds least",
+            target="tiebreak.audit.jury:jury",
+            knobs={"truth": "", "least": 30, "min_size": 1.5, "draws": 500, "seed": 0},
+            paper="Kish 1965; Dawid and Skene 1979",
         ),
         Row(
             name="repeats",

@@ -36,6 +36,19 @@ FORMATS = Table(
             paper="arXiv:2403.17031",
         ),
         Row(
+            name="llmbar",
+            does="LLMBar's pairs with their label and what judges said of them in both orders",
+            target="tiebreak.data.verdicts:read_llmbar",
+            knobs={"source": "llmbar", "licence": "MIT"},
+            paper="arXiv:2310.07641",
+        ),
+        Row(
+            name="reviews",
+            does="FastChat's reviews: two answers to a question, with a score for each",
+            target="tiebreak.data.verdicts:read_reviews",
+            knobs={"source": "", "licence": "", "by": "", "questions": "question.jsonl", "answers": "answer*.jsonl"},
+        ),
+        Row(
             name="prompts",
             does="a text file with a prompt on each line, spaces kept: what is to be answered",
             target="tiebreak.data.prompts:read",

@@ -12,9 +12,12 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Literal, NamedTuple
 
-from tiebreak.judge.table import Judge, Prepares, Question
+from tiebreak.endpoint.batch import Written, write_batch
+from tiebreak.judge.paying import paying
+from tiebreak.judge.table import Hears, Judge, Prepares, Question
 from tiebreak.records import VERDICTS, InputError, Judgment, Progress, Prompt, Response, content_id, quiet
 from tiebreak.store import Ledger
 
@@ -29,6 +32,8 @@ PORTION = 4096
 
 Orders = Literal["both", "random", "given"]
 _Key = tuple[str, str, int]
+_Said = tuple[Judgment, Sequence[Judgment]]
+"""A judgment, and those of the jurors behind it where there are any."""
 
 
 class Judged(NamedTuple):
@@ -37,7 +42,8 @@ class Judged(NamedTuple):
     ``judgment_ids`` go by pair, then order, then attempt, known ones included. ``counts`` has ``asked`` and ``known``
     questions, ``invalid`` and ``ties`` among the judgments, and the pairs never asked because their texts are
     ``identical`` or one is ``empty``. Price (US dollars, None where the judge has none) and tokens are what this run
-    spent, known judgments cost nothing.
+    spent, known judgments cost nothing. ``juror_ids`` are the judgments of a panel's jurors on the same questions.
+    ``notes`` are sentences about what a server does not take.
     """
 
     judgment_ids: tuple[str, ...]
@@ -46,11 +52,16 @@ class Judged(NamedTuple):
     tokens_in: int
     tokens_out: int
     seconds: float
+    juror_ids: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class _Known(NamedTuple):
+    """A judgment that stands, and how many it and those it revises are."""
+
     id: str
     verdict: str
+    times: int = 1
 
 
 def judge_pairs(
@@ -63,36 +74,38 @@ def judge_pairs(
     concurrency: int = 32,
     seed: int = 0,
     again: Collection[str] = (),
+    usd: float | None = None,
+    calls: int | None = None,
     progress: Progress = quiet,
 ) -> Judged:
     """Have ``judge`` answer every pair in the chosen orders and record it; return ids, counts and cost.
 
-    ``orders`` is ``both``, ``given`` (the pair's own) or ``random`` (a coin from ``seed`` and the pair). ``again``
+    ``orders`` is ``both``, ``given`` (the pair's own) or ``random`` (a coin from ``seed``, judge and pair). ``again``
     names verdicts that are not taken for an answer, such as ``invalid``: those questions are asked once more and the
-    answer revises the old one. When a call fails, no further one starts, those in flight finish, all that finished is
-    written, then the error is raised; running again goes on from there. The pairs must be in the ledger.
+    answer revises the old one. ``usd`` and ``calls`` cap what is paid, over all runs on this ledger. When a call fails,
+    no further one starts, those in flight finish, all that finished is written, then the error is raised; running again
+    goes on from there. The pairs must be in the ledger.
     """
     started = time.monotonic()
     _check(orders, attempts, concurrency, again)
-    questions, identical, empty = _questions(pairs, orders, attempts, seed)
-    answered = _known(ledger, judge) if questions else {}
-    known = {key: old for key, old in answered.items() if old.verdict not in again}
-    todo = [question for question in questions if _key(question) not in known]
-    _must_hold(ledger, todo)
-    spent = _Spent(len(questions) - len(todo))
+    questions, identical, empty = _questions(pairs, orders, attempts, seed, judge.by)
+    answered, known, todo = _open(ledger, judge, questions, again)
+    spent, jurors = _Spent(len(questions) - len(todo)), _Jurors(ledger, judge)
 
-    def write(batch: list[Judgment]) -> None:
-        batch = [_revising(judgment, answered) for judgment in batch]
-        ledger.add_judgments(batch)
-        for judgment in batch:
+    def write(batch: list[_Said]) -> None:
+        own = [_revising(judgment, answered) for judgment, _ in batch]
+        ledger.add_judgments([*jurors.behind(batch), *own])
+        for judgment in own:
             known[_key(judgment)] = _Known(judgment.id, judgment.verdict)
-        spent.count(batch)
+        spent.count(own)
         progress(spent.done, len(questions), spent.shown(time.monotonic() - started))
 
-    for part in _portions(judge, todo):
-        if isinstance(judge, Prepares):
-            judge.prepare(part, lambda done, total, shown: progress(spent.done, len(questions), shown))
-        _ask_all(judge, part, 1 if judge.instant else concurrency, write)
+    with paying(judge, ledger, usd=usd, calls=calls, turn=_turn(todo, answered)) as purse:
+        for part in _portions(judge, todo):
+            if isinstance(judge, Prepares):
+                judge.prepare(part, lambda done, total, shown: progress(spent.done, len(questions), shown))
+            _ask_all(judge, part, 1 if judge.instant else concurrency, write)
+        paid = purse.spent()
     verdicts = [known[_key(question)] for question in questions]
     return Judged(
         judgment_ids=tuple(found.id for found in verdicts),
@@ -104,11 +117,76 @@ def judge_pairs(
             "identical": identical,
             "empty": empty,
         },
-        price=spent.price,
-        tokens_in=spent.tokens_in,
-        tokens_out=spent.tokens_out,
+        price=(paid.usd if paid.calls else None) if purse.clients else spent.price,
+        tokens_in=paid.tokens_in if purse.clients else spent.tokens_in,
+        tokens_out=paid.tokens_out if purse.clients else spent.tokens_out,
         seconds=time.monotonic() - started,
+        juror_ids=jurors.ids(questions),
+        notes=tuple(purse.notes()),
     )
+
+
+def batch_pairs(
+    ledger: Ledger,
+    judge: Judge,
+    pairs: Sequence[tuple[Prompt, Response, Response]],
+    folder: Path,
+    *,
+    orders: Orders = "both",
+    attempts: int = 1,
+    seed: int = 0,
+    again: Collection[str] = (),
+    progress: Progress = quiet,
+) -> Written:
+    """Read the results that lie in a batch's ``folder``, and write what is left to ask into its files; call nobody.
+
+    Arguments are those of :func:`judge_pairs`, which finds every answer once nothing is left, see ``Written.done``.
+    """
+    _check(orders, attempts, 1, again)
+    questions, _, _ = _questions(pairs, orders, attempts, seed, judge.by)
+    answered, _, todo = _open(ledger, judge, questions, again)
+    with paying(judge, ledger, turn=_turn(todo, answered)):
+        return write_batch(judge, todo, folder, progress=progress)
+
+
+def _open(
+    ledger: Ledger, judge: Judge, questions: Sequence[Question], again: Collection[str]
+) -> tuple[dict[_Key, _Known], dict[_Key, _Known], list[Question]]:
+    """Return what is answered, what of it counts, and the questions to ask, whose texts the ledger holds."""
+    answered = _known(ledger, judge) if questions else {}
+    known = {key: old for key, old in answered.items() if old.verdict not in again}
+    todo = [question for question in questions if _key(question) not in known]
+    _must_hold(ledger, todo)
+    return answered, known, todo
+
+
+def _turn(todo: Sequence[Question], answered: Mapping[_Key, _Known]) -> int:
+    """Return how often these questions were asked before: what was answered then is no answer now."""
+    return max((answered[key].times for question in todo if (key := _key(question)) in answered), default=0)
+
+
+class _Jurors:
+    """The jurors of a panel, where the judge is one, and what the ledger knows of each."""
+
+    def __init__(self, ledger: Ledger, judge: Judge) -> None:
+        jurors = judge.jurors if isinstance(judge, Hears) else ()
+        self._known = {(juror.by, juror.rubric): _known(ledger, juror) for juror in jurors}
+
+    def behind(self, batch: Sequence[_Said]) -> list[Judgment]:
+        """Return the jurors' judgments behind a batch; one that says something else than before revises it."""
+        found = []
+        for judgment in (judgment for _, own in batch for judgment in own):
+            known = self._known.setdefault((judgment.by, judgment.rubric), {})
+            old = known.get(_key(judgment))
+            said = judgment if old is None or old.id == judgment.id else replace(judgment, revises=old.id, id="")
+            known[_key(said)] = _Known(said.id, said.verdict)
+            found.append(said)
+        return found
+
+    def ids(self, questions: Sequence[Question]) -> tuple[str, ...]:
+        """Return what the jurors said about these questions, juror by juror."""
+        keys = [_key(question) for question in questions]
+        return tuple(known[key].id for known in self._known.values() for key in keys if key in known)
 
 
 class _Spent:
@@ -149,7 +227,7 @@ def _check(orders: str, attempts: int, concurrency: int, again: Collection[str])
 
 
 def _questions(
-    pairs: Sequence[tuple[Prompt, Response, Response]], orders: Orders, attempts: int, seed: int
+    pairs: Sequence[tuple[Prompt, Response, Response]], orders: Orders, attempts: int, seed: int, by: str
 ) -> tuple[list[Question], int, int]:
     """Return each question once, by pair, order and attempt, and how many pairs are identical or empty."""
     questions: dict[_Key, Question] = {}
@@ -166,20 +244,20 @@ def _questions(
         elif texts[0] == texts[1]:
             identical += 1
         else:
-            for slots in _orders(a, b, orders, seed):
+            for slots in _orders(a, b, orders, seed, by):
                 for attempt in range(attempts):
                     question = Question(prompt, slots, attempt)
                     questions.setdefault(_key(question), question)
     return list(questions.values()), identical, empty
 
 
-def _orders(a: Response, b: Response, orders: Orders, seed: int) -> tuple[tuple[Response, Response], ...]:
+def _orders(a: Response, b: Response, orders: Orders, seed: int, by: str) -> tuple[tuple[Response, Response], ...]:
     if orders == "both":
         return (a, b), (b, a)
     if orders == "given":
         return ((a, b),)
     low, high = (a, b) if a.id < b.id else (b, a)
-    coin = int(content_id("order", seed, low.prompt_id, low.id, high.id), 16) & 1
+    coin = int(content_id("order", seed, by, low.prompt_id, low.id, high.id), 16) & 1
     return ((low, high),) if coin else ((high, low),)
 
 
@@ -191,13 +269,20 @@ def _key(asked: Question | Judgment) -> _Key:
 
 def _known(ledger: Ledger, judge: Judge) -> dict[_Key, _Known]:
     """Return this judge's latest judgment of every question: the one that no other revises."""
-    found = [
-        (_key(judgment), _Known(judgment.id, judgment.verdict), judgment.revises)
+    found = {
+        judgment.id: (_key(judgment), judgment.verdict, judgment.revises)
         for judgment in ledger.judgments_by(judge.by, judge.rubric)
         if len(judgment.slots) == 2
-    ]
-    revised = {revises for _, _, revises in found}
-    return {key: judgment for key, judgment, _ in found if judgment.id not in revised}
+    }
+    revised = {revises for _, _, revises in found.values()}
+
+    def times(name: str) -> int:
+        count, older = 1, found[name][2]
+        while older in found:
+            count, older = count + 1, found[older][2]
+        return count
+
+    return {key: _Known(name, said, times(name)) for name, (key, said, _) in found.items() if name not in revised}
 
 
 def _must_hold(ledger: Ledger, questions: Sequence[Question]) -> None:
@@ -218,7 +303,7 @@ def _revising(judgment: Judgment, answered: Mapping[_Key, _Known]) -> Judgment:
 
 
 def _ask_all(
-    judge: Judge, questions: Sequence[Question], concurrency: int, write: Callable[[list[Judgment]], None]
+    judge: Judge, questions: Sequence[Question], concurrency: int, write: Callable[[list[_Said]], None]
 ) -> None:
     """Ask every question on a thread with an event loop and hand the answers to ``write`` in this one.
 
@@ -227,13 +312,13 @@ def _ask_all(
     """
     if not questions:
         return
-    finished: list[Judgment] = []
+    finished: list[_Said] = []
     errors: list[BaseException] = []
     running: list[tuple[asyncio.AbstractEventLoop, asyncio.Task[None]]] = []
     wake, stopped, ended = threading.Event(), threading.Event(), threading.Event()
 
-    def answer(judgment: Judgment) -> None:
-        finished.append(judgment)
+    def answer(said: _Said) -> None:
+        finished.append(said)
         if len(finished) >= GROUP:
             wake.set()
 
@@ -274,7 +359,7 @@ async def _window(
     judge: Judge,
     questions: Sequence[Question],
     concurrency: int,
-    answer: Callable[[Judgment], None],
+    answer: Callable[[_Said], None],
     stopped: threading.Event,
 ) -> None:
     """Keep ``concurrency`` calls in flight: a finished one makes room for the next, whatever its order or pair.
@@ -289,7 +374,7 @@ async def _window(
             if errors or stopped.is_set():
                 return
             try:
-                answer(await judge.ask(question))
+                answer(await judge.hear(question) if isinstance(judge, Hears) else (await judge.ask(question), ()))
             except Exception as error:
                 errors.append(error)
 
@@ -301,7 +386,7 @@ async def _window(
         raise errors[0]
 
 
-def _write_out(finished: list[Judgment], write: Callable[[list[Judgment]], None]) -> None:
+def _write_out(finished: list[_Said], write: Callable[[list[_Said]], None]) -> None:
     """Write and remove what is in the list; a ledger that refuses is not tried again with the rest."""
     while batch := finished[: 10 * GROUP]:
         try:

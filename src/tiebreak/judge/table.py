@@ -65,6 +65,41 @@ class Prepares(Protocol):
         ...
 
 
+@runtime_checkable
+class Hears(Protocol):
+    """What a judge made of several has besides: its answer together with the answers it rests on.
+
+    Whoever asks records both, so that agreement between ``jurors`` is a query over the ledger. ``ask`` gives the
+    answer alone.
+    """
+
+    @property
+    def jurors(self) -> Sequence[Judge]:
+        """Those who are asked."""
+        ...
+
+    async def hear(self, question: Question) -> tuple[Judgment, Sequence[Judgment]]:
+        """Answer ``question`` and hand out what each juror said."""
+        ...
+
+
+WHO: dict[str, Any] = {
+    "endpoint": "",
+    "model": "",
+    "revision": "",
+    "key_env": "OPENAI_API_KEY",
+    "timeout": 120.0,
+    "retries": 6,
+    "price_in": None,
+    "price_out": None,
+    "rpm": None,
+    "tpm": None,
+    "device": "cpu",
+    "batch": 8,
+    "window": 4096,
+}
+"""The knobs of every judge that is a model, on a server or here, with their defaults: whom to ask, and how."""
+
 JUDGES = Table(
     "judge",
     "judge",
@@ -80,23 +115,22 @@ JUDGES = Table(
             does="a model reads two responses side by side and names the better one, after a rationale if wanted",
             target="tiebreak.judge.pairwise:make",
             knobs={
-                "endpoint": "",
-                "model": "",
-                "revision": "",
+                **WHO,
                 "rubric": "tldr",
                 "rationale": True,
+                "steps": 2,
                 "prefill": False,
+                "scale": "binary",
                 "ties": "forbid",
+                "shots": 0,
+                "samples": 1,
+                "structured": False,
+                "reask": 1,
                 "logprobs": True,
                 "top_logprobs": 20,
                 "temperature": 0.0,
                 "rationale_tokens": 512,
                 "verdict_tokens": 5,
-                "price_in": None,
-                "price_out": None,
-                "key_env": "OPENAI_API_KEY",
-                "timeout": 120.0,
-                "retries": 6,
             },
             paper="https://arxiv.org/abs/2309.00267",
         ),
@@ -114,6 +148,71 @@ JUDGES = Table(
                 "device": "cpu",
             },
             paper="Bradley and Terry 1952; Ouyang et al. 2022, arXiv 2203.02155",
+        ),
+        Row(
+            name="score",
+            does="a model marks each response alone from 1 to 10; the higher expected mark wins",
+            target="tiebreak.judge.score:make",
+            knobs={
+                **WHO,
+                "rubric": "tldr",
+                "points": 1.0,
+                "logprobs": True,
+                "top_logprobs": 20,
+                "ten": "auto",
+                "reask": 1,
+            },
+            paper="https://arxiv.org/abs/2309.00267",
+        ),
+        Row(
+            name="aspects",
+            does="a model rates two responses on several aspects; a stated rule with vetoes makes the verdict",
+            target="tiebreak.judge.aspects:make",
+            knobs={
+                **WHO,
+                "rubric": "ultrafeedback",
+                "together": True,
+                "shape": "auto",
+                "overall": "",
+                "margin": 0.0,
+                "most_missing": 1,
+                "reask": 1,
+                "logprobs": False,
+                "top_logprobs": 20,
+                "temperature": 0.0,
+                "answer_tokens": 1024,
+            },
+            paper="https://arxiv.org/abs/2310.01377",
+        ),
+        Row(
+            name="panel",
+            does="several judges as one: the weighted mean of their probabilities or votes",
+            target="tiebreak.judge.panel:make",
+            knobs={"jurors": (), "weights": (), "count": "probability"},
+            paper="https://arxiv.org/abs/2404.18796",
+        ),
+        Row(
+            name="debate",
+            does="a model argues for each of two responses in turns, then it or another model decides",
+            target="tiebreak.judge.debate:make",
+            knobs={
+                **WHO,
+                "rubric": "debate",
+                "rounds": 2,
+                "reask": 1,
+                "logprobs": True,
+                "top_logprobs": 20,
+                "temperature": 0.0,
+                "turn_tokens": 256,
+                "verdict_tokens": 5,
+                "judge_endpoint": "",
+                "judge_model": "",
+                "judge_revision": "",
+                "judge_key_env": None,
+                "judge_price_in": None,
+                "judge_price_out": None,
+            },
+            paper="https://arxiv.org/abs/2402.06782",
         ),
     ],
 )

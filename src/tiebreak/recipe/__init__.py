@@ -11,9 +11,11 @@ from tiebreak.recipe.reading import (
     rewards_of,
     rollout_of,
     row_knobs,
+    voices_of,
 )
 from tiebreak.recipe.sections import (
     Audit,
+    Budget,
     Collect,
     Evaluate,
     Export,
@@ -32,6 +34,7 @@ from tiebreak.recipe.sections import (
 
 __all__ = [
     "Audit",
+    "Budget",
     "Collect",
     "Evaluate",
     "Export",
@@ -56,4 +59,5 @@ __all__ = [
     "rewards_of",
     "rollout_of",
     "row_knobs",
+    "voices_of",
 ]

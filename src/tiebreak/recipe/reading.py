@@ -174,11 +174,14 @@ def _check_names(recipe: Recipe) -> None:
         row = FORMATS[recipe.import_.format]
         row_knobs(row, recipe.import_.knobs, "import", also=tuple(Import.model_fields))
     for where, judge in _judges(recipe):
-        knobs = row_knobs(JUDGES[judge.by], judge.knobs, where, also=tuple(Judge.model_fields))
-        if judge.by == "rule" and knobs["rule"]:
-            RULES[str(knobs["rule"])]
-        if "endpoint" in knobs:
-            expanded(str(knobs["endpoint"]), f"{where}.endpoint")
+        row_knobs(JUDGES[judge.by], judge.knobs, where, also=tuple(Judge.model_fields))
+        for by, given in voices_of(judge.by, judge.knobs):
+            knobs = row_knobs(JUDGES[by], given, where, also=tuple(Judge.model_fields))
+            if by == "rule" and knobs["rule"]:
+                RULES[str(knobs["rule"])]
+            for address in ("endpoint", "judge_endpoint"):
+                if knobs.get(address):
+                    expanded(str(knobs[address]), f"{where}.{address}")
     if recipe.ledger:
         expanded(recipe.ledger, "ledger")
     for check in (recipe.audit.checks or ()) if recipe.audit else ():
@@ -216,6 +219,14 @@ def _check_loop(stage: Stage, where: str, stages: Collection[str]) -> None:
     if stage.reward is None:
         raise InputError(f"{where} has no reward; name a reward model's stage or folder, or see `tiebreak ls rewards`.")
     check_terms(rewards_of(stage, stages), where=f"{where}.reward")
+
+
+def voices_of(by: str, knobs: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+    """Return the judges that a judge asks, as name and knobs: itself, or each juror of a panel."""
+    if by != "panel":
+        return [(by, dict(knobs))]
+    jurors = [one for one in knobs.get("jurors") or () if isinstance(one, Mapping) and isinstance(one.get("by"), str)]
+    return [(one["by"], {name: value for name, value in one.items() if name != "by"}) for one in jurors]
 
 
 def _judges(recipe: Recipe) -> Iterator[tuple[str, Judge]]:

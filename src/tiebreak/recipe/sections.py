@@ -101,6 +101,13 @@ class Sample(Section):
         return self
 
 
+class Budget(Section):
+    """What a judge may spend at most, over all runs on one ledger."""
+
+    usd: float | None = Field(None, gt=0, description="US dollars; the model's price has to be known")
+    calls: int | None = Field(None, ge=1, description="calls that are paid for")
+
+
 class Judge(Open):
     """Who judges, and in which orders."""
 
@@ -112,6 +119,8 @@ class Judge(Open):
     again: list[Literal["slot", "tie", "both_bad", "skip", "invalid"]] = Field(
         default=[], description="verdicts to ask again, such as invalid"
     )
+    batch_files: str | None = Field(None, description="folder of a provider's batch files; nobody is called")
+    budget: Budget | None = Field(None, description="a cap on what it spends; reached, it stops and can go on later")
 
 
 class Collect(Section):

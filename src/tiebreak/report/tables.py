@@ -18,6 +18,8 @@ CHECKS = {
     "position": "Whether the place on the screen decides",
     "length": "Whether length decides",
     "agreement": "Whether annotators agree",
+    "jury": "How many independent judges they are worth",
+    "mass": "What models say beside the answers offered",
     "repeats": "Whether a judge repeats itself",
     "strength": "How strong votes lean",
     "identical": "Answers that are the same or empty",

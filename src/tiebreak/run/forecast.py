@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from math import ceil, comb
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from tiebreak.data.table import Entry
 from tiebreak.judge.table import JUDGES
-from tiebreak.recipe import Judge, Recipe, pace_of, rollout_of, row_knobs
+from tiebreak.recipe import Judge, Recipe, pace_of, rollout_of, row_knobs, voices_of
 from tiebreak.records import InputError, Prompt
 from tiebreak.run.folder import StageFolder
 from tiebreak.run.plan import plan, rows_of
@@ -112,25 +113,65 @@ def _training(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> dict[str, A
 
 
 def _calls(judge: Judge, pairs: int, words: float) -> dict[str, Any]:
+    """Questions, calls to servers, tokens and price (None where a model's is not known); re-asks come on top."""
     pairs = min(pairs, judge.limit or pairs)
     questions = pairs * (2 if judge.orders == "both" else 1) * judge.attempts
-    if judge.by != "pairwise":
-        return {"pairs": pairs, "questions": questions, "calls": 0, "price_usd": 0.0}
-    knobs = row_knobs(JUDGES[judge.by], judge.knobs, "judge")
-    per_question = 2 if knobs["rationale"] else 1
-    tokens_in = questions * per_question * (words / WORDS_PER_TOKEN + 250)
-    tokens_out = questions * (knobs["verdict_tokens"] + (100 if knobs["rationale"] else 0))
-    price = None
-    if knobs["price_in"] is not None and knobs["price_out"] is not None:
-        price = round((tokens_in * knobs["price_in"] + tokens_out * knobs["price_out"]) / 1e6, 2)
+    calls = tokens_in = tokens_out = 0.0
+    prices: list[float | None] = []
+    for by, given in voices_of(judge.by, judge.knobs):
+        knobs = row_knobs(JUDGES[by], given, "judge")
+        if by not in CALLS or not knobs["endpoint"]:
+            continue
+        asked, written = (questions * number for number in CALLS[by](knobs))
+        read = asked * (words / WORDS_PER_TOKEN + 250)
+        calls, tokens_in, tokens_out = calls + asked, tokens_in + read, tokens_out + written
+        prices.append(_price(knobs, read, written))
+    known = [price for price in prices if price is not None]
     return {
         "pairs": pairs,
         "questions": questions,
-        "calls": questions * per_question,
+        "calls": round(calls),
         "tokens_in": round(tokens_in),
         "tokens_out": round(tokens_out),
-        "price_usd": price,
+        "price_usd": round(sum(known), 2) if len(known) == len(prices) else None,
     }
+
+
+def _price(knobs: Mapping[str, Any], read: float, written: float) -> float | None:
+    """Return US dollars by the knobs' prices per million tokens, else by the published ones."""
+    from tiebreak.endpoint.cost import Price, price_of
+
+    given = knobs["price_in"], knobs["price_out"]
+    host = urlsplit(str(knobs["endpoint"])).hostname or ""
+    price = price_of(str(knobs["model"]), host) if None in given else Price(*given)
+    return price and price.of(round(read), round(written))
+
+
+RATIONALE, RATING = 100, 60
+"""Tokens of a rationale, and of one rating with its reason, as models write them."""
+
+
+def _pairwise(knobs: Mapping[str, Any]) -> tuple[float, float]:
+    steps = 2 if knobs["rationale"] and knobs["steps"] == 2 else 1
+    return knobs["samples"] * steps, knobs["samples"] * (knobs["verdict_tokens"] + RATIONALE * knobs["rationale"])
+
+
+def _aspects(knobs: Mapping[str, Any]) -> tuple[float, float]:
+    from tiebreak.judge.rubric import read_words, shipped
+    from tiebreak.judge.scheme import parse_scheme
+
+    rubric = str(knobs["rubric"])
+    aspects = len(parse_scheme(read_words(rubric, shipped("[scheme]\n")), where=rubric).aspects)
+    return 1 if knobs["together"] else aspects, 2 * aspects * RATING
+
+
+CALLS: Mapping[str, Callable[[Mapping[str, Any]], tuple[float, float]]] = {
+    "pairwise": _pairwise,
+    "score": lambda knobs: (1, 2),
+    "aspects": _aspects,
+    "debate": lambda knobs: (2 * knobs["rounds"] + 1, 2 * knobs["rounds"] * knobs["turn_tokens"]),
+}
+"""Judges that ask a model -> calls and tokens written for a question, from their knobs."""
 
 
 def _memory(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> float | None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from tiebreak.recipe import Judge, Recipe, Stage, resolved, reward_models
+from tiebreak.recipe import Judge, Recipe, Stage, resolved, reward_models, voices_of
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
 from tiebreak.train.methods import loop_of
@@ -33,7 +33,8 @@ class Planned:
 
 
 WITHOUT_EFFECT = frozenset(
-    {"tokens", "checkpointing", "trackers", "concurrency", "checkpoint_every", "log_every", "least", "save"}
+    {"tokens", "checkpointing", "trackers", "concurrency", "checkpoint_every", "log_every"}
+    | {"least", "save", "budget", "batch_files"}
 )
 """Keys that change how a stage is carried out and not what comes out, so changing one redoes nothing."""
 
@@ -102,10 +103,10 @@ def _stages(recipe: Recipe) -> list[Planned]:
 
 
 def _judge_needs(recipe: Recipe, section: Judge | None, where: str) -> list[str]:
-    """Return the training stage that a judge is, where it is a reward model of this recipe."""
-    if section is None or section.by != "reward":
-        return []
-    return _model(recipe, str(section.knobs.get("model", "")), where)
+    """Return the training stages that a judge or its jurors are, as reward models of this recipe."""
+    voices = voices_of(section.by, section.knobs) if section else []
+    models = [str(knobs.get("model", "")) for by, knobs in voices if by == "reward"]
+    return [need for model in models for need in _model(recipe, model, where)]
 
 
 def _knobs(section: BaseModel | list[Any]) -> dict[str, Any]:

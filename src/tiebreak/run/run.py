@@ -13,7 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from tiebreak.recipe import Judge, Recipe, expanded, resolved
+from tiebreak.recipe import Judge, Recipe, expanded, resolved, voices_of
 from tiebreak.records import InputError, Progress, content_id, quiet
 from tiebreak.run.folder import StageFolder, versions, write_json
 from tiebreak.run.job import Job, Made
@@ -158,7 +158,8 @@ def _check_judge(section: Judge, recipe: Recipe) -> None:
     """Refuse a judge that cannot be made; a reward model that this run trains is not there to be looked at."""
     from tiebreak.run.stages import judge_of
 
-    if section.by != "reward" or section.knobs.get("model") not in recipe.train:
+    voices = voices_of(section.by, section.knobs)
+    if not any(by == "reward" and knobs.get("model") in recipe.train for by, knobs in voices):
         judge_of(section, recipe)
 
 
@@ -248,7 +249,10 @@ def _carry_out(
 
 def _computes(stage: Planned) -> bool:
     """Whether a stage runs models here, so that its result depends on the number of threads in the last bits."""
-    return stage.section in ("train", "sample", "evaluate") or stage.knobs.get("by") == "reward"
+    if stage.section != "judge":
+        return stage.section in ("train", "sample", "evaluate")
+    voices = voices_of(str(stage.knobs.get("by")), stage.knobs)
+    return any(not knobs.get("endpoint") and ("model" in knobs) for _, knobs in voices)
 
 
 @contextmanager

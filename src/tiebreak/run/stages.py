@@ -16,7 +16,7 @@ from tiebreak.data.importing import import_records
 from tiebreak.data.split import split_prompts
 from tiebreak.data.table import Entry, Refused
 from tiebreak.data.trl import export_pairs
-from tiebreak.judge.run import judge_pairs
+from tiebreak.judge.run import batch_pairs, judge_pairs
 from tiebreak.judge.table import JUDGES, make_judge
 from tiebreak.judge.table import Judge as Judging
 from tiebreak.recipe import Import, Judge, Recipe, Sample, expanded, row_knobs
@@ -174,17 +174,33 @@ def judge_of(section: Judge, recipe: Recipe) -> Judging:
 
     A reward model may be a training stage of the recipe; it reads as that stage read.
     """
-    knobs = row_knobs(JUDGES[section.by], section.knobs, "judge")
-    for name, value in (("seed", recipe.seed), ("device", recipe.device)):
-        if name in knobs and name not in section.knobs:
-            knobs[name] = value
-    if "endpoint" in knobs:
-        knobs["endpoint"] = expanded(str(knobs["endpoint"]), "judge.endpoint")
-    if section.by == "reward":
+    return make_judge(section.by, **_here(section.by, section.knobs, recipe))
+
+
+def _here(by: str, given: Mapping[str, Any], recipe: Recipe) -> dict[str, Any]:
+    """Return a judge's knobs, its jurors' too, with what the run knows: seed, device, addresses, a stage's model."""
+    knobs = row_knobs(JUDGES[by], given, "judge")
+    if "seed" in knobs and "seed" not in given:
+        knobs["seed"] = recipe.seed
+    if "device" in knobs and "device" not in given and not knobs.get("endpoint"):
+        knobs["device"] = recipe.device
+    for name in ("endpoint", "judge_endpoint"):
+        if knobs.get(name):
+            knobs[name] = expanded(str(knobs[name]), f"judge.{name}")
+    if by == "reward":
         if stage := recipe.train.get(knobs["model"]):
-            knobs |= {name: getattr(stage, name) for name in ("window", "cut") if name not in section.knobs}
+            knobs |= {name: getattr(stage, name) for name in ("window", "cut") if name not in given}
         knobs["model"] = str(place_of(recipe, str(knobs["model"])))
-    return make_judge(section.by, **knobs)
+    if by == "panel":
+        knobs["jurors"] = [_juror(spec, recipe) for spec in knobs["jurors"]]
+    return knobs
+
+
+def _juror(spec: Any, recipe: Recipe) -> Any:
+    """Return a juror with its knobs settled; what is no judge is refused by the panel."""
+    if not isinstance(spec, Mapping) or not isinstance(spec.get("by"), str) or spec["by"] == "panel":
+        return spec
+    return {"by": spec["by"], **_here(spec["by"], {k: v for k, v in spec.items() if k != "by"}, recipe)}
 
 
 def judge(job: Job) -> Made:
@@ -195,23 +211,54 @@ def judge(job: Job) -> Made:
     pairs = paired(job.ledger, job.ledger.responses(job.set_of(source, "responses")))[: section.limit]
     if not pairs:
         raise InputError("judge has no two responses to one prompt; sample with n=2 or import answers.")
+    whom = judge_of(section, job.recipe)
+    if section.batch_files:
+        _batch(job, section, whom, pairs)
     done = judge_pairs(
         job.ledger,
-        judge_of(section, job.recipe),
+        whom,
         pairs,
         orders=section.orders,
         attempts=section.attempts,
         concurrency=section.concurrency,
         seed=job.recipe.seed,
         again=section.again,
+        usd=section.budget.usd if section.budget else None,
+        calls=section.budget.calls if section.budget else None,
         progress=job.progress,
     )
     job.put("judgments", done.judgment_ids)
+    job.put("jurors", done.juror_ids)
     dropped = {f"{reason} texts, never asked": done.counts[reason] for reason in ("identical", "empty")}
     counts = {"pairs": len(pairs), "judgments": len(done.judgment_ids)}
     counts |= {name: done.counts[name] for name in ("asked", "known", "invalid", "ties")}
     spent = {"tokens in": done.tokens_in, "tokens out": done.tokens_out}
-    return Made(counts | spent, {k: v for k, v in dropped.items() if v}, price=done.price)
+    return Made(counts | spent, {k: v for k, v in dropped.items() if v}, done.notes, price=done.price)
+
+
+class Waits(InputError):
+    """Nothing is wrong, and nothing more can be done before somebody else has done their part."""
+
+    exit_code = 0
+
+
+def _batch(job: Job, section: Judge, whom: Judging, pairs: Sequence[tuple[Prompt, Response, Response]]) -> None:
+    """Read what a provider answered and write what is left to ask.
+
+    Raises:
+        Waits: something is left, so that the stage is not done yet.
+    """
+    folder = Path(str(section.batch_files)).expanduser()
+    how: dict[str, Any] = {"orders": section.orders, "attempts": section.attempts, "again": section.again}
+    written = batch_pairs(job.ledger, whom, pairs, folder, seed=job.recipe.seed, progress=job.progress, **how)
+    if written.done:
+        return
+    files = f" in {', '.join(map(str, written.files))}" if written.files else ""
+    raise Waits(
+        f"{written.requests:,} requests are new{files}, {written.waiting:,} still wait for a result, and "
+        f"{written.known:,} questions have their answers; hand the files to the provider, put its result files into "
+        f"{folder}, and run again. Without batch_files the rest is asked directly."
+    )
 
 
 def paired(ledger: Ledger, responses: Iterable[Response]) -> list[tuple[Prompt, Response, Response]]:
@@ -228,6 +275,8 @@ def audit(job: Job) -> Made:
     section = job.recipe.audit
     assert section is not None
     ids = [judgment.id for judgment in job.judgments()]
+    if "judge" in job.before:  # a panel's jurors are measured beside it
+        ids += job.set_of("judge", "jurors")
     findings = run_audit(job.ledger, ids, checks=section.checks, knobs=section.knobs)
     write_json(job.home / "findings.json", [to_dict(finding) for finding in findings])
     verdicts = Counter(finding.verdict for finding in findings)

@@ -20,7 +20,8 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.exc import DBAPIError, OperationalError
 
 from tiebreak.records import InputError, Judgment, Message, Prompt, Response
-from tiebreak.store.tables import MIGRATIONS, judgments, members, prompts, responses, runs
+from tiebreak.store.replies import ReplyTable, StoredReply, Totals
+from tiebreak.store.tables import MIGRATIONS, judgments, members, prompts, replies, responses, runs
 
 CHUNK = 2_000
 """Rows per insert statement: bounds memory, and is far past the point where larger chunks are faster."""
@@ -49,6 +50,7 @@ class Ledger:
                 raise InputError(f"There is no ledger at {path}; import or run something first, or pass its path.")
         self._engine = _engine(self.url)
         self._writer = self._engine.execution_options(tiebreak_writes=True)
+        self._replies = _reply_table(self._engine)
         with translated(self.name):
             self._migrate()
 
@@ -67,6 +69,7 @@ class Ledger:
 
     def close(self) -> None:
         """Close every connection."""
+        self._replies.close()
         self._engine.dispose()
 
     def _migrate(self) -> None:
@@ -145,7 +148,23 @@ class Ledger:
         }
         self._add(runs, iter([row]))
 
+    def add_replies(self, rows: Iterable[StoredReply]) -> Added:
+        """Insert replies that were paid for, in one transaction and from any thread; the first under a key stays."""
+        with translated(self.name):
+            new, came = self._replies.add(rows)
+        return Added(new, came - new)
+
     # Reading
+
+    def reply(self, key: str) -> StoredReply | None:
+        """Return the reply kept under the hash of its request, None where there is none. From any thread."""
+        with translated(self.name):
+            return self._replies.find(key)
+
+    def replies_to(self, identity: str) -> Totals:
+        """Return how many replies of one model are kept and what they cost. From any thread."""
+        with translated(self.name):
+            return self._replies.totals(identity)
 
     def get_set(self, name: str) -> list[str]:
         """Return the record ids of the set ``name`` in order; empty when there is no such set."""
@@ -294,6 +313,15 @@ def _engine(url: sa.URL) -> sa.Engine:
         connection.exec_driver_sql("BEGIN IMMEDIATE" if writes else "BEGIN")
 
     return engine
+
+
+def _reply_table(engine: sa.Engine) -> ReplyTable:
+    """The one connection of a ledger in memory belongs to one thread; its replies, which several use, are apart."""
+    if isinstance(engine.pool, sa.StaticPool):
+        engine = sa.create_engine("sqlite://", poolclass=sa.StaticPool, connect_args={"check_same_thread": False})
+        replies.create(engine)
+        return ReplyTable(engine, alone=True)
+    return ReplyTable(engine, alone=False)
 
 
 def _prompt_row(record: Prompt) -> dict[str, Any]:

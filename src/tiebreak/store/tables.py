@@ -80,6 +80,23 @@ members = sa.Table(
     sa.Column("record_id", sa.Text, nullable=False),
 )
 
+replies = sa.Table(
+    "replies",
+    meta,
+    sa.Column("key", sa.Text, primary_key=True),
+    sa.Column("identity", sa.Text, nullable=False),
+    sa.Column("reply", sa.Text, nullable=False),
+    sa.Column("tokens_in", sa.BigInteger),
+    sa.Column("tokens_out", sa.BigInteger),
+    sa.Column("price", sa.Float),
+    sa.Column("latency", sa.Float, nullable=False),
+    sa.Column("created_at", sa.Text, nullable=False),
+    # What an identity was paid is summed up from the index, without reading one reply.
+    sa.Index("replies_by_identity", "identity", "price", "tokens_in", "tokens_out"),
+)
+"""What servers answered and were paid for, under the hash of the whole request. The request itself is not here: its
+hash is all that a look-up needs, and what of it matters stands in prompts and responses already."""
+
 _REFUSE = "judgments are append-only: record a new judgment that revises the old one"
 
 
@@ -122,5 +139,15 @@ def _index_rubrics(connection: sa.Connection) -> None:
     connection.execute(sa.text("CREATE INDEX IF NOT EXISTS judgments_under_rubric ON judgments (rubric)"))
 
 
-MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (_create_tables, _forbid_changes, _index_rubrics)
+def _keep_replies(connection: sa.Connection) -> None:
+    """A ledger made today has the table from its first migration."""
+    replies.create(connection, checkfirst=True)
+
+
+MIGRATIONS: tuple[Callable[[sa.Connection], None], ...] = (
+    _create_tables,
+    _forbid_changes,
+    _index_rubrics,
+    _keep_replies,
+)
 """Applied in order, each once; a database remembers how many it has seen. Append, never edit."""
