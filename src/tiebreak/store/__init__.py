@@ -7,8 +7,9 @@ twice writes once; judgments cannot be changed or deleted, which the database it
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict
 from datetime import UTC, datetime
 from itertools import islice
@@ -50,6 +51,10 @@ class Ledger:
                 raise InputError(f"There is no ledger at {path}; import or run something first, or pass its path.")
         self._engine = _engine(self.url)
         self._writer = self._engine.execution_options(tiebreak_writes=True)
+        # Threads of one process take turns here: SQLite has them sleep and try again, which costs milliseconds.
+        self._writing: AbstractContextManager[Any] = (
+            threading.RLock() if self.url.get_backend_name() == "sqlite" else nullcontext()
+        )
         self._replies = _reply_table(self._engine)
         with translated(self.name):
             self._migrate()
@@ -121,10 +126,12 @@ class Ledger:
         make = postgresql.insert if self._engine.dialect.name == "postgresql" else sqlite.insert
         statement = make(table).on_conflict_do_nothing(index_elements=["id"]).execution_options(preserve_rowcount=True)
         new = seen = 0
-        with translated(self.name), self._writer.begin() as connection:
-            while chunk := list(islice(rows, CHUNK)):
+        chunk = list(islice(rows, CHUNK))  # made before anybody has to wait for this transaction
+        with translated(self.name), self._writing, self._writer.begin() as connection:
+            while chunk:
                 new += connection.execute(statement, chunk).rowcount
                 seen += len(chunk)
+                chunk = list(islice(rows, CHUNK))
         return Added(new, seen - new)
 
     def put_set(self, name: str, record_ids: Iterable[str]) -> int:
@@ -150,7 +157,7 @@ class Ledger:
 
     def add_replies(self, rows: Iterable[StoredReply]) -> Added:
         """Insert replies that were paid for, in one transaction and from any thread; the first under a key stays."""
-        with translated(self.name):
+        with translated(self.name), self._writing:
             new, came = self._replies.add(rows)
         return Added(new, came - new)
 
