@@ -94,7 +94,8 @@ def run(read: argparse.Namespace) -> dict[str, Any]:
     """Measure everything and return it; what is there so far is written after every run."""
     parts = [part for part in PARTS if getattr(read, part)] or ["rates"]
     left_out: list[str] = []
-    sides = interpreters(read.against, left_out)
+    compared = read.against if {"rates", "faults"} & set(parts) else []
+    sides = interpreters(compared, left_out)
     began = time.monotonic()
     result: dict[str, Any] = {
         "settings": {"against": read.against, "quick": read.quick, "parts": parts, "seed": SEED},

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sqlite3
 import tempfile
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -74,7 +76,10 @@ def flatness(found: list[dict[str, Any]]) -> dict[str, float]:
 
 
 def kill(server: Server, interpreter: Path, quick: bool) -> Iterator[dict[str, Any]]:
-    """Yield what a kill at half of the rows costs: calls beyond one a row, beside the window and what was open."""
+    """Yield what a kill at half of the rows costs: calls beyond one a row, beside those in flight when it came.
+
+    A call is in flight from its sending until the ledger has its answer; some of them are still open at the server.
+    """
     count, window = (4_000 if quick else 20_000), 64
     for _ in range(KILLS):
         run = server.begin("fixed")
@@ -86,6 +91,7 @@ def kill(server: Server, interpreter: Path, quick: bool) -> Iterator[dict[str, A
 
             watch("ours", interpreter, job, end=half)
             cut = server.counted(run, whole=False)
+            kept = _kept(Path(folder, "ledger.db"))
             watched = watch("ours", interpreter, job)
         assert watched.result is not None
         counted = server.counted(run)
@@ -93,7 +99,18 @@ def kill(server: Server, interpreter: Path, quick: bool) -> Iterator[dict[str, A
             "rows": count,
             "window": window,
             "answered_at_kill": cut["readable"],
-            "open_at_kill": cut["in_flight"],
+            "in_flight_at_kill": cut["received"] - kept,
+            "open_at_server": cut["in_flight"],
             "known_after_kill": watched.result["counts"].get("known"),
             "calls_beyond_one_a_row": counted["received"] - count,
         } | ends(count, watched.result["answers"], counted)
+
+
+def _kept(ledger: Path) -> int:
+    """Return how many answers a ledger has: replies that were kept, or judgments where no replies are."""
+    with closing(sqlite3.connect(f"file:{ledger}?mode=ro", uri=True)) as connection:
+        try:
+            counted = connection.execute("SELECT COUNT(*) FROM replies").fetchone()[0]
+        except sqlite3.OperationalError:
+            counted = 0
+        return int(counted or connection.execute("SELECT COUNT(*) FROM judgments").fetchone()[0])

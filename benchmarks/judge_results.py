@@ -21,11 +21,12 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
     if result["growth"]:
         yield from _growth(result)
     if result["kill"]:
-        heads = ("killed", "", "window", "answered", "open at the server", "calls beyond one a row", "right", "lost")
-        names = ("window", "answered_at_kill", "open_at_kill", "calls_beyond_one_a_row", "right", "lost")
+        heads = ("killed", "", "answered", "in flight", "at the server", "calls beyond one a row", "right", "lost")
+        names = ("answered_at_kill", "in_flight_at_kill", "open_at_server", "calls_beyond_one_a_row", "right", "lost")
         rows = [(f"{one['rows']:,} rows", "", *(f"{one[name]:,}" for name in names)) for one in result["kill"]]
         yield from table(heads, rows)
-        yield "A call is in flight until its answer is kept: at most the window, of which some are open at the server."
+        window = result["kill"][0]["window"]
+        yield f"A call is in flight until the ledger has its answer; the window is {window}."
         yield ""
     yield from (f"Left out: {reason}" for reason in result["left_out"])
     others = [run["busy_elsewhere"] for run in result["runs"]]

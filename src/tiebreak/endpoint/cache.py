@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -19,9 +18,6 @@ from tiebreak.endpoint.shapes import Reply, Token
 from tiebreak.records import InputError, content_id
 from tiebreak.store import Added, Ledger
 from tiebreak.store.replies import StoredReply
-
-GATHER = 0.002
-"""Seconds between the first reply that waits and its transaction: what a call loses, and what others have to join."""
 
 LINGER = 0.25
 """Seconds the writing thread stays without work: a program that never closes is held up by no more than that."""
@@ -119,9 +115,7 @@ class Replies:
                 if not self._waiting:
                     self._thread, self._closing = None, False
                     return
-            if not self._closing:
-                time.sleep(GATHER)
-            with self._change:
+                # All that came during the last transaction; waiting for more would hold up the calls behind these.
                 batch, self._waiting = self._waiting, []
             error: BaseException | None = None
             try:

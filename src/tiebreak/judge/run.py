@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from tiebreak.endpoint.batch import Written, write_batch
+from tiebreak.judge.garbage import seldom
 from tiebreak.judge.paying import paying
 from tiebreak.judge.table import Hears, Judge, Prepares, Question
 from tiebreak.records import VERDICTS, InputError, Judgment, Progress, Prompt, Response, content_id, quiet
@@ -100,7 +101,7 @@ def judge_pairs(
         spent.count(own)
         progress(spent.done, len(questions), spent.shown(time.monotonic() - started))
 
-    with paying(judge, ledger, usd=usd, calls=calls, turn=_turn(todo, answered)) as purse:
+    with seldom(), paying(judge, ledger, usd=usd, calls=calls, turn=_turn(todo, answered)) as purse:
         for part in _portions(judge, todo):
             if isinstance(judge, Prepares):
                 judge.prepare(part, lambda done, total, shown: progress(spent.done, len(questions), shown))
