@@ -11,8 +11,8 @@ import pytest
 from tests.judge.made import judge_at, ledger_with, pairs
 from tests.judge.server import Script, Server
 from tiebreak.endpoint import BudgetReached
+from tiebreak.endpoint.client import clients_of
 from tiebreak.judge.panel import make as panel
-from tiebreak.judge.paying import clients_of
 from tiebreak.judge.rule import make as rule
 from tiebreak.judge.run import batch_pairs, judge_pairs
 from tiebreak.records import InputError

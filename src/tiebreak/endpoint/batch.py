@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TextIO
 
 from tiebreak.endpoint.cache import Replies
-from tiebreak.endpoint.client import Endpoint, finish
+from tiebreak.endpoint.client import Endpoint, clients_of, finish
 from tiebreak.endpoint.cost import Price
 from tiebreak.endpoint.results import Reading, Results, lines, merged, read_results
 from tiebreak.endpoint.shapes import Reply
@@ -233,7 +233,11 @@ def write_batch(
     Raises:
         InputError: the judge asks no server, a file cannot be read or written, or the ledger refuses.
     """
-    clients = _clients(judge)
+    clients = clients_of(judge)
+    if not clients:
+        raise InputError(
+            "batch: this judge asks no model on a server, so there are no requests; leave batch_files out."
+        )
     with ExitStack() as stack:
         rounds: dict[str, _Round] = {}
         for client in clients:
@@ -285,15 +289,6 @@ class _Round:
             self.waiting += 1
         else:
             self.files.add(key, self.reading.manners.fit(body))
-
-
-def _clients(judge: Asked) -> tuple[Endpoint, ...]:
-    """Return the connections of a judge, each once."""
-    found = getattr(judge, "clients", None) or (getattr(judge, "client", None),)
-    clients = tuple(dict.fromkeys(client for client in found if isinstance(client, Endpoint)))
-    if not clients:
-        raise InputError("batch: this judge asks no model on a server, so there are no requests; leave batch out.")
-    return clients
 
 
 def _cache(client: Endpoint) -> Replies:

@@ -22,7 +22,7 @@ from tiebreak.endpoint.shapes import Reply, Token, as_schema, read_chat
 from tiebreak.endpoint.wire import Wire
 from tiebreak.records import InputError
 
-__all__ = ["Cache", "Endpoint", "Reply", "Token", "Unanswered", "finish", "together"]
+__all__ = ["Cache", "Endpoint", "Reply", "Token", "Unanswered", "clients_of", "finish", "together"]
 
 Result = TypeVar("Result")
 
@@ -241,6 +241,15 @@ class Endpoint:
 def _unpaid(reply: Reply) -> Reply:
     """Return a reply that somebody else paid for."""
     return reply._replace(cached=True, price=None if reply.price is None else 0.0)
+
+
+def clients_of(asker: object) -> tuple[Endpoint, ...]:
+    """Return the connections that somebody asks through, each once: their ``clients``, or else their one ``client``.
+
+    A rule has none, a judge that is a model one, a panel those of its jurors.
+    """
+    found = getattr(asker, "clients", None) or (getattr(asker, "client", None),)
+    return tuple(dict.fromkeys(client for client in found if client is not None))
 
 
 async def together(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from tiebreak.endpoint import Endpoint, Reply, Unanswered
@@ -81,12 +80,9 @@ class Local:
     @cached_property
     def by(self) -> str:
         """``model:NAME@REVISION``; of a folder, the revision is a hash of its weights and tokenizer."""
-        from tiebreak.models.maker import maker_of
+        from tiebreak.models.maker import called, maker_of
 
-        folder = Path(self.model).resolve()
-        # A training stage calls its model "model", so the stage's name tells more.
-        name = folder.parent.name if folder.name == "model" else folder.name
-        return f"model:{maker_of(name, self.model, revision=self.revision)}"
+        return f"model:{maker_of(called(self.model), self.model, revision=self.revision)}"
 
     async def chat(
         self,

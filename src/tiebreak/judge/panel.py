@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+from tiebreak.endpoint.client import clients_of
 from tiebreak.judge.table import JUDGES, Judge, Prepares, Question
 from tiebreak.records import InputError, Judgment, Progress, content_id, quiet
 
@@ -146,11 +147,7 @@ class PanelJudge:
     @property
     def clients(self) -> tuple[Endpoint, ...]:
         """The jurors' connections to servers."""
-        found: list[Endpoint] = []
-        for seat in self.named:
-            alone = getattr(seat.judge, "client", None)
-            found += getattr(seat.judge, "clients", () if alone is None else (alone,))
-        return tuple(found)
+        return tuple(client for seat in self.named for client in clients_of(seat.judge))
 
     async def ask(self, question: Question) -> Judgment:
         """Return the panel's judgment alone; see :meth:`hear`."""

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from tiebreak.endpoint import Budget, Endpoint, Paid
 from tiebreak.endpoint.cache import Replies
+from tiebreak.endpoint.client import clients_of
 from tiebreak.judge.table import Judge
 from tiebreak.records import InputError
 from tiebreak.store import Ledger
@@ -75,9 +76,3 @@ def paying(
     finally:
         for client, (cache, cap) in zip(clients, before, strict=True):
             client.cache, client.budget = cache, cap
-
-
-def clients_of(judge: Judge) -> tuple[Endpoint, ...]:
-    """Return the connections a judge asks through: none for a rule, several for a panel."""
-    found: Sequence[Endpoint | None] = getattr(judge, "clients", None) or [getattr(judge, "client", None)]
-    return tuple(client for client in found if client is not None)

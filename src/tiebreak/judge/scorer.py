@@ -83,9 +83,9 @@ class RewardJudge:
     @cached_property
     def by(self) -> str:
         """``model:NAME@REVISION``; of a folder, the revision is a hash of its weights and tokenizer."""
-        from tiebreak.models.maker import maker_of
+        from tiebreak.models.maker import called, maker_of
 
-        return f"model:{maker_of(_called(self.model), self.model, revision=self.revision)}"
+        return f"model:{maker_of(called(self.model), self.model, revision=self.revision)}"
 
     @property
     def instant(self) -> bool:
@@ -173,9 +173,3 @@ def first_probability(gap: float) -> float:
     """
     favoured = 1 / (1 + math.exp(-abs(gap)))
     return favoured if gap >= 0 else 1 - favoured
-
-
-def _called(model: str) -> str:
-    """Return a folder's name; that of a training stage's ``model`` is its parent's, for all of them are called so."""
-    folder = Path(model).resolve()
-    return folder.parent.name if folder.name == "model" else folder.name

@@ -9,6 +9,12 @@ MARKS = ("*.safetensors", "*.bin", "tokenizer.json")
 """Files of a model folder that decide what it says."""
 
 
+def called(model: str | Path) -> str:
+    """Return a folder's name; that of a training stage's ``model`` is its parent's, for all of them are called so."""
+    folder = Path(model).resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
+
+
 def maker_of(name: str, where: str | Path, *, revision: str | None = None) -> str:
     """Return ``name@revision``: retraining makes a new maker, so nothing old is taken for its work.
 
