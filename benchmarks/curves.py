@@ -19,9 +19,9 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from command import Arguments, carry_out
 from environment import ROOT, Mistake, in_process, python
 from results import table
-from train import Arguments
 
 HERE = Path(__file__).resolve().parent
 DATA = ROOT.parent / "shared" / "data" / "hh-rlhf-harmless"
@@ -267,25 +267,8 @@ def _differences(panel: Any, found: Mapping[str, Any]) -> None:
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run from the command line: 0 when measured, 1 when a process failed, 2 for a mistake of the user."""
-    try:
-        read = arguments(given)
-        result = run(read)
-    except Mistake as mistake:
-        print(mistake, file=sys.stderr)
-        return 2
-    except RuntimeError as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print()
-    for line in report(result):
-        print(line)
-    print(f"Took {result['settings']['minutes']:.1f} minutes.")
-    if read.chart:
-        draw(result, read.chart)
-    return 0
+    """Run from the command line, see :func:`command.carry_out`."""
+    return carry_out(given, arguments, run, report, draw=draw)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import os
 import platform
 import sys
@@ -21,16 +20,15 @@ from pathlib import Path
 from typing import Any
 
 import judge_parts
+from command import QUICK_SECONDS, Arguments, carry_out, keep, one_of
 from environment import Mistake
 from judge_environment import PEERS, python
 from judge_rates import jobs, measure, ratios
 from judge_results import report
 from judge_watch import ALLOWED, Failed, Server
 from judge_work import SEED
-from train import Arguments, _one_of
 
 PARTS = ("rates", "faults", "growth", "kill")
-QUICK_SECONDS = 13 * 60
 """After this, ``--quick`` starts no further run of the rates; none takes a minute."""
 
 
@@ -52,7 +50,7 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--kill", action="store_true", help="what a kill in the middle costs")
     read = parser.parse_args(given)
     for name in read.against:
-        _one_of("comparison with", name, tuple(PEERS))
+        one_of("comparison with", name, tuple(PEERS))
     if read.json and not read.json.absolute().parent.is_dir():
         raise Mistake(f"{read.json} cannot be written, for {read.json.parent} is not a folder.")
     if missing := [name for name in ("aiohttp", "sqlalchemy") if importlib.util.find_spec(name) is None]:
@@ -105,11 +103,6 @@ def run(read: argparse.Namespace) -> dict[str, Any]:
     result |= {"ratios": {}, "ratios_at_64": {}, "runs": [], "faults": [], "growth": [], "flatness": {}, "kill": []}
     result["left_out"] = left_out
 
-    def keep() -> None:
-        result["settings"]["minutes"] = round((time.monotonic() - began) / 60, 2)
-        if read.json:
-            read.json.write_text(json.dumps(result, indent=1) + "\n")
-
     with Server() as server:
         if "rates" in parts:
             for found in _rates(server, sides, read.quick, began, left_out):
@@ -117,7 +110,7 @@ def run(read: argparse.Namespace) -> dict[str, Any]:
                 result["runs"].append(found)
                 result["ratios"] = ratios(result["runs"], "tiebreak_256")
                 result["ratios_at_64"] = ratios(result["runs"], "tiebreak_64")
-                keep()
+                keep(result, read.json, began)
         for part in parts:
             if part == "rates":
                 continue
@@ -127,7 +120,7 @@ def run(read: argparse.Namespace) -> dict[str, Any]:
                 result[part].append(found)
                 if part == "growth":
                     result["flatness"] = judge_parts.flatness(result["growth"])
-                keep()
+                keep(result, read.json, began)
     return result
 
 
@@ -156,22 +149,8 @@ def _rates(server: Server, sides: dict[str, Path], quick: bool, began: float, le
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run from the command line: 0 when measured, 1 when a process failed, 2 for a mistake of the user."""
-    try:
-        result = run(arguments(given))
-    except Mistake as mistake:
-        print(mistake, file=sys.stderr)
-        return 2
-    except Failed as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print()
-    for line in report(result):
-        print(line)
-    print(f"Took {result['settings']['minutes']:.1f} minutes.")
-    return 0
+    """Run from the command line, see :func:`command.carry_out`."""
+    return carry_out(given, arguments, run, report, failure=Failed)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import shutil
 import sys
 import time
@@ -19,9 +18,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from command import Arguments, carry_out, one_by_one, one_of
 from environment import Mistake, in_process, python
 from online_results import copied, report, summary
-from train import MODELS, QUICK_SECONDS, SEED, Arguments, _one_of
+from train import MODELS, SEED
 
 TASKS = ("grpo", "rloo", "ppo")
 PROMPTS = 2
@@ -51,13 +51,13 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, help="warm steps of each setting (default: 8; with --quick 3 or 2)")
     parser.add_argument("--device", default="cpu", help="cpu (default) or cuda")
     read = parser.parse_args(given)
-    _one_of("comparison with", read.against, ("trl",))
-    _one_of("device", read.device, tuple(MODELS))
+    one_of("comparison with", read.against, ("trl",))
+    one_of("device", read.device, tuple(MODELS))
     for task in read.task:
-        _one_of("task", task, TASKS)
+        one_of("task", task, TASKS)
     if read.device == "cpu" and read.model in MODELS["cuda"] and read.model not in MODELS["cpu"]:
         raise Mistake(f"{read.model} is too large to time on a processor; take gpt2 or llama, or --device cuda.")
-    _one_of("model", read.model, MODELS[read.device])
+    one_of("model", read.model, MODELS[read.device])
     for name, least in (("steps", 1), ("prompts", 1), ("generations", 2)):
         value = getattr(read, name)
         if value is not None and value < least:
@@ -153,44 +153,26 @@ def run(read: argparse.Namespace) -> dict[str, Any]:
     result |= {part: {} for part in ("ratios", "seconds", "share", "parity", "memory")}
     if read.device == "cuda" and not result["machine"]["cuda"]:
         raise Mistake("--device cuda needs a GPU that PyTorch sees, and the torch of TRL's environment sees none.")
-    result["left_out"] = []
-    todo = list(jobs(read))
-    for number, job in enumerate(todo, 1):
-        spent = time.monotonic() - began
-        if read.quick and spent > QUICK_SECONDS:
-            result["left_out"].append(_title(job))
-            print(f"Left out, to answer in time: {_title(job)}.", flush=True)
-            continue
-        print(f"[{number}/{len(todo)}, {spent:.0f} s] {_title(job)}", flush=True)
-        file(result, job, measure(interpreter, job))
-        result["settings"]["minutes"] = round((time.monotonic() - began) / 60, 2)
-        if read.json:
-            read.json.write_text(json.dumps(result, indent=1) + "\n")
+    one_by_one(
+        result,
+        list(jobs(read)),
+        title=_title,
+        measure=lambda job: file(result, job, measure(interpreter, job)),
+        read=read,
+        began=began,
+    )
     return result
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run from the command line: 0 when measured, 1 when a process failed, 2 for a mistake of the user."""
-    try:
-        read = arguments(given)
-        result = run(read)
-    except Mistake as mistake:
-        print(mistake, file=sys.stderr)
-        return 2
-    except RuntimeError as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print()
-    for line in report(result):
-        print(line)
-    print(f"Took {result['settings']['minutes']:.1f} minutes.")
-    if read.chart:
-        from online_results import draw
+    """Run from the command line, see :func:`command.carry_out`."""
+    return carry_out(given, arguments, run, report, draw=_draw)
 
-        draw(result, read.chart)
-    return 0
+
+def _draw(result: dict[str, Any], path: Path) -> None:
+    from online_results import draw
+
+    draw(result, path)
 
 
 if __name__ == "__main__":

@@ -20,9 +20,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any, NamedTuple
 
+from command import Arguments
 from environment import Mistake
 from results import table
-from train import Arguments
 
 METHODS: dict[str, dict[str, Any]] = {
     "ppo": {"steps": 60, "learning_rate": 3e-4, "batch": 16, "n": 4, "repeats": 4, "beta": 0.15},

@@ -9,16 +9,15 @@ each side; positions are counted as they go through the models. Speeds depend on
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib.util
-import json
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from command import Arguments, carry_out, one_by_one, one_of
 from environment import Mistake, in_process, python
 from results import SAYS, SETTINGS, parity, positions, report, summary
 
@@ -38,16 +37,6 @@ PAIRS = 4
 """Preference pairs of a step; supervised fine-tuning gets as many prompts with their chosen completions."""
 
 SEED = 1
-QUICK_SECONDS = 13 * 60
-"""After this, ``--quick`` starts no further measurement; none takes two minutes, even on a busy machine."""
-
-
-class Arguments(argparse.ArgumentParser):
-    """Says what is wrong in one sentence, without a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raise instead of printing usage."""
-        raise Mistake(f"{message[:1].upper()}{message[1:]}; --help lists what there is.")
 
 
 def arguments(given: Sequence[str] | None) -> argparse.Namespace:
@@ -70,13 +59,13 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     read = parser.parse_args(given)
     listed = {"device": tuple(MODELS), "shape": SHAPES, "precision": PRECISIONS}
     for name, names in listed.items():
-        _one_of(name, getattr(read, name), names)
-    _one_of("comparison with", read.against, ("trl",))
+        one_of(name, getattr(read, name), names)
+    one_of("comparison with", read.against, ("trl",))
     for task in read.task:
-        _one_of("task", task, tuple(TASKS))
+        one_of("task", task, tuple(TASKS))
     if read.device == "cpu" and read.model in MODELS["cuda"] and read.model not in MODELS["cpu"]:
         raise Mistake(f"{read.model} is too large to time on a processor; take gpt2 or llama, or --device cuda.")
-    _one_of("model", read.model, MODELS[read.device])
+    one_of("model", read.model, MODELS[read.device])
     if read.steps is not None and read.steps < 1:
         raise Mistake(f"--steps is {read.steps}; at least one warm step has to be timed.")
     for file in filter(None, (read.json, read.chart)):
@@ -87,13 +76,6 @@ def arguments(given: Sequence[str] | None) -> argparse.Namespace:
     if read.device == "cuda" and shutil.which("nvidia-smi") is None:
         raise Mistake("--device cuda needs an NVIDIA GPU, and this machine has none.")
     return read
-
-
-def _one_of(what: str, name: str, names: Sequence[str]) -> None:
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1)
-        hint = f" Did you mean {near[0]}?" if near else ""
-        raise Mistake(f"There is no {what} {name!r}; there is {', '.join(n for n in names if n != 'tiny')}.{hint}")
 
 
 def jobs(read: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -207,44 +189,26 @@ def run(read: argparse.Namespace) -> dict[str, Any]:
     result |= {part: {} for part in ("ratios", "seconds", "positions", "memory", "parity", "head_check")}
     if read.device == "cuda" and not result["machine"]["cuda"]:
         raise Mistake("--device cuda needs a GPU that PyTorch sees, and the torch of TRL's environment sees none.")
-    result["left_out"] = []
-    todo = list(jobs(read))
-    for number, job in enumerate(todo, 1):
-        spent = time.monotonic() - began
-        if read.quick and spent > QUICK_SECONDS:
-            result["left_out"].append(_title(job))
-            print(f"Left out, to answer in time: {_title(job)}.", flush=True)
-            continue
-        print(f"[{number}/{len(todo)}, {spent:.0f} s] {_title(job)}", flush=True)
-        file(result, job, measure(interpreter, job))
-        result["settings"]["minutes"] = round((time.monotonic() - began) / 60, 2)
-        if read.json:
-            read.json.write_text(json.dumps(result, indent=1) + "\n")
+    one_by_one(
+        result,
+        list(jobs(read)),
+        title=_title,
+        measure=lambda job: file(result, job, measure(interpreter, job)),
+        read=read,
+        began=began,
+    )
     return result
 
 
 def main(given: Sequence[str] | None = None) -> int:
-    """Run from the command line: 0 when measured, 1 when a process failed, 2 for a mistake of the user."""
-    try:
-        read = arguments(given)
-        result = run(read)
-    except Mistake as mistake:
-        print(mistake, file=sys.stderr)
-        return 2
-    except RuntimeError as failure:
-        print(failure, file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        return 130
-    print()
-    for line in report(result):
-        print(line)
-    print(f"Took {result['settings']['minutes']:.1f} minutes.")
-    if read.chart:
-        from chart import draw
+    """Run from the command line, see :func:`command.carry_out`."""
+    return carry_out(given, arguments, run, report, draw=_draw)
 
-        draw([result], read.chart)
-    return 0
+
+def _draw(result: dict[str, Any], path: Path) -> None:
+    from chart import draw
+
+    draw([result], path)
 
 
 if __name__ == "__main__":
