@@ -209,7 +209,11 @@ class Pair:
     """A training row, derived from judgments and never typed in.
 
     ``p`` is P(chosen is better), at least 1/2; 1/2 is a tie and trains only where the objective has soft targets.
-    ``n`` counts the judgments behind it and ``conflict`` says that they disagree. ``margin`` is a strength or a gap.
+    ``n`` counts the judgments behind it and ``conflict`` says that they disagree. ``margin`` is a strength or a gap of
+    scores and ``spread`` its standard deviation; ``scores`` are those of both sides where there are any. ``flipped``
+    says that the sides were exchanged against the judgments. ``band`` numbers the part of a curriculum or of an order
+    by strength that it belongs to, from 0. ``user`` is whose preference it is. ``beside`` names further responses by
+    role, such as a ``rationale``. ``rejected_prompt_id`` is set where the rejected side answers another prompt.
     """
 
     prompt_id: str
@@ -221,6 +225,13 @@ class Pair:
     n: int = 0
     conflict: bool = False
     judgment_ids: tuple[str, ...] = ()
+    scores: tuple[float, float] | None = None
+    spread: float | None = None
+    flipped: bool = False
+    band: int | None = None
+    user: str = ""
+    beside: Mapping[str, str] = field(default_factory=dict)
+    rejected_prompt_id: str = ""
     id: str = ""
 
     def __post_init__(self) -> None:
@@ -228,7 +239,9 @@ class Pair:
         object.__setattr__(self, "p", float(self.p))
         if not 0.5 <= self.p <= 1.0:
             raise InputError(f"A pair has p = {self.p}; P(chosen is better) lies between 0.5 and 1.")
-        if self.chosen_id == self.rejected_id:
+        if self.scores is not None:
+            object.__setattr__(self, "scores", tuple(self.scores))
+        if self.chosen_id == self.rejected_id and self.rejected_prompt_id in ("", self.prompt_id):
             raise InputError(
                 "A pair has the same response on both sides; ties are kept as p = 0.5 between two responses."
             )
@@ -237,6 +250,57 @@ class Pair:
                 self,
                 "id",
                 content_id("pair", self.prompt_id, self.chosen_id, self.rejected_id, self.p, self.judgment_ids),
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graded:
+    """A training row of any number of responses with a grade each: a list, or a response that stands alone.
+
+    ``grades`` say which response is better than which, by their order alone or by their size, as an objective likes;
+    that of a response that stands alone is P(it is desirable). ``ratings`` are its marks by aspect, None where an
+    aspect was not rated. ``steps`` are, of each response, the places in its text where a step ends and P(the step is
+    right). ``prompt_ids`` are set where the responses answer different prompts, and ``user`` is whose grades they are.
+    """
+
+    prompt_id: str
+    response_ids: tuple[str, ...]
+    grades: tuple[float, ...] = ()
+    ratings: tuple[Mapping[str, float | None], ...] = ()
+    steps: tuple[tuple[tuple[int, float], ...], ...] = ()
+    prompt_ids: tuple[str, ...] = ()
+    weight: float = 1.0
+    user: str = ""
+    judgment_ids: tuple[str, ...] = ()
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        for name in ("response_ids", "grades", "ratings", "prompt_ids", "judgment_ids"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+        steps = tuple(tuple((int(end), float(p)) for end, p in of_one) for of_one in self.steps)
+        object.__setattr__(self, "steps", steps)
+        if not self.response_ids:
+            raise InputError("A graded row has no responses; it needs one or more.")
+        for name in ("grades", "ratings", "steps", "prompt_ids"):
+            found = len(getattr(self, name))
+            if found not in (0, len(self.response_ids)):
+                raise InputError(
+                    f"A graded row has {len(self.response_ids)} responses and {found} {name}; expected one for each."
+                )
+        if not self.id:
+            object.__setattr__(
+                self,
+                "id",
+                content_id(
+                    "graded",
+                    self.prompt_id,
+                    self.response_ids,
+                    self.grades,
+                    [dict(of_one) for of_one in self.ratings],
+                    self.steps,
+                    self.prompt_ids,
+                    self.judgment_ids,
+                ),
             )
 
 
@@ -259,10 +323,10 @@ class Finding:
     examples: tuple[str, ...] = ()
 
 
-Record = TypeVar("Record", Prompt, Response, Judgment, Pair, Finding)
+Record = TypeVar("Record", Prompt, Response, Judgment, Pair, Graded, Finding)
 
 
-def to_dict(record: Prompt | Response | Judgment | Pair | Finding) -> dict[str, Any]:
+def to_dict(record: Prompt | Response | Judgment | Pair | Graded | Finding) -> dict[str, Any]:
     """Return the record as JSON-ready values; ``from_dict`` reads it back to an equal record."""
     row = asdict(record)
     if isinstance(record, Prompt) and record.conversational:

@@ -48,6 +48,7 @@ class Row:
     """One named thing: what it does in a line, its knobs with their defaults, where its code and its paper are.
 
     ``knobs`` of None are read off the keyword arguments of the code itself, which is how a user's own thing has knobs.
+    ``formula`` is what it computes and ``use`` when to take it, where that is worth a line.
     """
 
     name: str
@@ -55,6 +56,8 @@ class Row:
     target: str = ""
     knobs: Mapping[str, Any] | None = field(default_factory=dict)
     paper: str = ""
+    formula: str = ""
+    use: str = ""
 
     def load(self) -> Callable[..., Any]:
         """Import and return the code behind the row."""

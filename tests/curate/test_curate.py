@@ -30,7 +30,7 @@ def said(
 
 
 def one(*judgments: Judgment, steps: list[Any] | None = None) -> Pair:
-    (pair,), _ = curate(judgments, steps or ["soft_label"])
+    (pair,), *_ = curate(judgments, steps or ["soft_label"])
     return pair
 
 
@@ -49,7 +49,7 @@ def test_a_position_bias_cancels_to_a_tie_that_favours_nobody() -> None:
         pair = one(said(0.8, slots=(low, high)), said(0.8, slots=(high, low)))
         assert pair.p == 0.5
         assert [pair.chosen_id, pair.rejected_id] == sorted((low, high))
-    pairs, funnel = curate([said(0.8), said(0.8, slots=(B, A))], ["soft_label", {"drop": "ties"}])
+    pairs, funnel, *_ = curate([said(0.8), said(0.8, slots=(B, A))], ["soft_label", {"drop": "ties"}])
     assert pairs == []
     assert funnel[1].dropped == {"ties": 1}
 
@@ -58,7 +58,7 @@ def test_what_nobody_could_read_is_dropped_and_counted_never_a_side() -> None:
     """Seed defect A8: unanswered rows were trained as wins of a."""
     silent = [said(verdict="invalid"), said(verdict="skip", attempt=1), said(verdict="both_bad", attempt=2)]
     for step in ("soft_label", "plurality"):
-        pairs, (stage,) = curate(silent, [step])
+        pairs, (stage,), *_ = curate(silent, [step])
         assert pairs == []
         assert stage.dropped == {"no readable verdict": 1}
 
@@ -139,7 +139,7 @@ def test_a_revised_judgment_gives_way() -> None:
 
 def test_a_judgment_of_three_answers_is_no_pair() -> None:
     three = Judgment(prompt_id="p", slots=(A, B, "c"), verdict="slot", winner=0, by="human:x")
-    pairs, (stage,) = curate([three], ["soft_label"])
+    pairs, (stage,), *_ = curate([three], ["soft_label"])
     assert pairs == []
     assert stage.dropped == {"not a pair of responses": 1}
 
@@ -149,8 +149,8 @@ def items(count: int) -> list[Judgment]:
 
 
 def test_the_first_pairs_are_the_same_ones_in_any_order() -> None:
-    there, _ = curate(items(20), ["soft_label", {"first": 5}])
-    back, _ = curate(items(20)[::-1], ["soft_label", {"first": 5}])
+    there, *_ = curate(items(20), ["soft_label", {"first": 5}])
+    back, *_ = curate(items(20)[::-1], ["soft_label", {"first": 5}])
     assert there == back
     assert len(there) == 5
 
@@ -180,7 +180,7 @@ def test_every_item_is_a_pair_or_counted_as_dropped(rows: list[Any], first: str,
         judgments.append(
             Judgment(prompt_id=f"p{item}", slots=slots, verdict=what, by="rule:x", attempt=i, probability=p, **known)
         )
-    pairs, funnel = curate(judgments, [first, *later])
+    pairs, funnel, *_ = curate(judgments, [first, *later])
     assert funnel[0].rows_in == len({row[0] for row in rows})
     assert [stage.unit for stage in funnel] == ["items", *["pairs"] * len(later)]
     for stage in funnel:
@@ -244,7 +244,7 @@ def test_a_step_of_ones_own_has_its_keywords_as_knobs(tmp_path: Path, monkeypatc
         "    return Step(kept, {'not the nth': len(rows.pairs) - len(kept)})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
-    pairs, funnel = curate(items(9), ["soft_label", {"own_step:every": 3}])
+    pairs, funnel, *_ = curate(items(9), ["soft_label", {"own_step:every": 3}])
     assert len(pairs) == 3
     assert funnel[1].dropped == {"not the nth": 6}
     with pytest.raises(InputError, match=r"'nht'.*Did you mean 'nth'"):
@@ -266,15 +266,15 @@ def met(*results: tuple[str, str, float], prompt: str = "p") -> list[Judgment]:
 
 
 def best_worst(*results: tuple[str, str, float]) -> tuple[list[Pair], dict[str, int]]:
-    pairs, funnel = curate(met(*results), ["soft_label", "best_worst"])
+    pairs, funnel, *_ = curate(met(*results), ["soft_label", "best_worst"])
     return pairs, dict(funnel[-1].dropped)
 
 
 def test_of_each_prompt_the_pair_of_best_and_worst_is_kept_as_it_was_judged() -> None:
     results = [("a", "b", 0.6), ("a", "c", 0.7), ("b", "c", 0.9), ("a", "d", 0.8), ("b", "d", 0.6), ("c", "d", 0.6)]
     judgments = [*met(*results), *met(("x", "y", 0.2), prompt="q")]
-    every, _ = curate(judgments, ["soft_label"])
-    kept, funnel = curate(judgments, ["soft_label", "best_worst"])
+    every, *_ = curate(judgments, ["soft_label"])
+    kept, funnel, *_ = curate(judgments, ["soft_label", "best_worst"])
     # means: a 0.7, b (0.4 + 0.9 + 0.6) / 3 = 0.63, c (0.3 + 0.1 + 0.6) / 3 = 0.33, d (0.2 + 0.4 + 0.4) / 3 = 0.33
     assert [(pair.chosen_id, pair.rejected_id) for pair in kept] == [("a", "d"), ("y", "x")]
     assert all(pair in every for pair in kept)

@@ -335,7 +335,7 @@ def test_an_edited_rule_of_ones_own_is_another_judge(tmp_path: Path, monkeypatch
 def test_strength_reaches_the_pairs_as_their_margin(tmp_path: Path) -> None:
     with ledger_with(tmp_path / "l.db", [MADE]) as ledger:
         judged = judge_pairs(ledger, judge_of(Rater({GOOD: ULTRA, BAD: POOR})), [MADE])
-        pairs, _ = curate(ledger.judgments(judged.judgment_ids), ["soft_label", {"drop": "ties"}])
+        pairs, *_ = curate(ledger.judgments(judged.judgment_ids), ["soft_label", {"drop": "ties"}])
     assert [(pair.chosen_id, pair.p, pair.margin) for pair in pairs] == [(MADE[1].id, 1.0, pytest.approx(2.5 / 4))]
 
 

@@ -25,7 +25,7 @@ def test_plurality_of_the_raw_votes_is_the_published_gold(shared_path) -> None:
         mapping = REPOSITORY / "recipes" / "mappings" / "ukpconvarg1.yaml"
         done = import_records(ledger, read(data / "crowd_votes.tsv", mapping=str(mapping)))
         judgments = ledger.judgments(done.judgment_ids)
-        pairs, funnel = curate(judgments, ["plurality"])
+        pairs, funnel, _ = curate(judgments, ["plurality"])
         topics = {prompt.id: prompt for prompt in ledger.prompts(done.prompt_ids)}
     assert len(judgments) == 56_308
     assert (funnel[0].rows_in, len(pairs), len(topics)) == (11_288, 11_288, 22)

@@ -13,23 +13,24 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tiebreak.records import InputError
+from tiebreak.train.objectives.links import LINKS
+from tiebreak.train.objectives.links import logistic as logistic_link
+from tiebreak.train.objectives.part import choose
 from tiebreak.train.objectives.presets import OBJECTIVES, PACES
-from tiebreak.train.objectives.switches import (
-    LINKS,
-    SCORES,
-    TARGETS,
-    Outcome,
-    Seen,
-    check,
-    choose,
-    logistic,
-    objective,
-)
+from tiebreak.train.objectives.scores import SCORES
+from tiebreak.train.objectives.seen import Compared
+from tiebreak.train.objectives.switches import Outcome, Seen, check, objective
+from tiebreak.train.objectives.targets import TARGETS
 from tiebreak.train.pace import DECAYS, Pace
 
 Double = torch.float64
 finite = st.floats(-30, 30)
 share = st.floats(0, 1)
+
+
+def logistic(z: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    seen = Seen(lengths=torch.ones(1), weight=torch.ones(1))
+    return logistic_link(Compared(z, z, torch.zeros_like(z), q, 1.0, seen))
 
 
 def pair_batch(chosen: list[float], rejected: list[float], p: list[float] | None = None, **more: Any) -> Seen:

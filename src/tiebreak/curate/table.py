@@ -1,37 +1,89 @@
 """The curate steps by name, and how a list of them runs.
 
 A step takes rows and gives rows, and says how many it dropped for which reason; the funnel is those reports in order.
-The first step derives pairs from judgments, the later ones work on pairs.
+The first step derives rows from judgments, the later ones work on rows: pairs, or responses with a grade each.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from tiebreak.records import InputError, Judgment, Pair
+from tiebreak.records import Graded, InputError, Judgment, Pair, Prompt, Response
 from tiebreak.registry import Row, Table
+
+
+class Texts:
+    """Prompts and responses by id: those of a ledger, read when asked for, and those that earlier steps made."""
+
+    def __init__(
+        self,
+        prompts: Callable[[Sequence[str]], Sequence[Prompt]] = lambda _ids: (),
+        responses: Callable[[Sequence[str]], Sequence[Response]] = lambda _ids: (),
+    ) -> None:
+        self._read: Mapping[type, Callable[[Sequence[str]], Sequence[Any]]] = {Prompt: prompts, Response: responses}
+        self._known: dict[str, Prompt | Response] = {}
+
+    def add(self, made: Sequence[Prompt | Response]) -> None:
+        """Take in what a step made."""
+        self._known.update((one.id, one) for one in made)
+
+    def prompts(self, ids: Sequence[str]) -> list[Prompt]:
+        """Return the prompts called ``ids``, in that order.
+
+        Raises:
+            InputError: one is nowhere.
+        """
+        return self._find(Prompt, ids)
+
+    def responses(self, ids: Sequence[str]) -> list[Response]:
+        """Return the responses called ``ids``, in that order.
+
+        Raises:
+            InputError: one is nowhere.
+        """
+        return self._find(Response, ids)
+
+    def _find(self, kind: type, ids: Sequence[str]) -> list[Any]:
+        missing = sorted({key for key in ids if key not in self._known})
+        self._known.update((one.id, one) for one in (self._read[kind](missing) if missing else ()))
+        if lost := [key for key in missing if key not in self._known]:
+            raise InputError(f"curate needs the text of the {kind.__name__.lower()} {lost[0]}, which is not known.")
+        return [self._known[key] for key in ids]
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a step sees: the judgments of each item, and the pairs derived so far (None before the first step)."""
+    """What a step sees: the judgments of each item, the rows derived so far (None before the first step), and texts."""
 
     items: Mapping[str, Sequence[Judgment]]
-    pairs: Sequence[Pair] | None = None
+    rows: Sequence[Pair] | Sequence[Graded] | None = None
+    texts: Texts = field(default_factory=Texts)
 
 
 class Step(NamedTuple):
-    """What a step gives back: the pairs that remain and how many went for which reason."""
+    """What a step gives back: the rows that remain, how many went for which reason, and new prompts and responses."""
 
-    pairs: list[Pair]
+    rows: Sequence[Pair] | Sequence[Graded]
     dropped: Mapping[str, int]
+    made: Sequence[Prompt | Response] = ()
+
+
+class Done(NamedTuple):
+    """What a list of steps gives: training rows, the funnel, and the prompts and responses that steps made."""
+
+    rows: list[Pair] | list[Graded]
+    funnel: list[Stage]
+    made: list[Prompt | Response]
 
 
 class Stage(NamedTuple):
-    """One line of the funnel. ``unit`` is ``items`` going into the first step and ``pairs`` after it."""
+    """One line of the funnel. ``unit`` is ``items`` going into the first step, then ``pairs``, ``lists`` or ``answers``.
+
+    Rows that a step makes of one row come out as more than went in: ``rows_out`` is not ``rows_in`` less what dropped.
+    """
 
     step: str
     unit: str
@@ -120,13 +172,13 @@ def _keywords(row: Row) -> dict[str, Any]:
     return {p.name: None if p.default is p.empty else p.default for p in named if p.kind is p.KEYWORD_ONLY}
 
 
-def curate(judgments: Sequence[Judgment], steps: Sequence[Written]) -> tuple[list[Pair], list[Stage]]:
-    """Run ``steps`` over ``judgments``; return the training pairs and the funnel.
+def curate(judgments: Sequence[Judgment], steps: Sequence[Written], texts: Texts | None = None) -> Done:
+    """Run ``steps`` over ``judgments``.
 
-    A judgment that another one revises gives way to it.
+    A judgment that another one revises gives way to it. ``texts`` knows the words, for steps that read them.
 
     Raises:
-        InputError: no judgments, no steps, or a first step that does not derive pairs.
+        InputError: no judgments, no steps, or a first step that does not derive rows.
     """
     if not judgments:
         raise InputError("There are no judgments to curate; import or judge some first.")
@@ -138,26 +190,47 @@ def curate(judgments: Sequence[Judgment], steps: Sequence[Written]) -> tuple[lis
     for judgment in judgments:
         if judgment.id not in revised:
             items.setdefault(judgment.item, []).append(judgment)
-    rows = Rows(items)
+    rows = Rows(items, texts=texts or Texts())
     funnel: list[Stage] = []
+    made: list[Prompt | Response] = []
     for name, knobs in settled:
-        count, unit = (len(items), "items") if rows.pairs is None else (len(rows.pairs), "pairs")
+        count, unit = (len(items), "items") if rows.rows is None else (len(rows.rows), unit_of(rows.rows))
         done: Step = STEPS[name].load()(rows, **knobs)
+        rows.texts.add(done.made)
+        made += done.made
         dropped = {reason: number for reason, number in done.dropped.items() if number}
-        funnel.append(Stage(name, unit, count, len(done.pairs), dropped))
-        rows = Rows(items, done.pairs)
-    return list(rows.pairs or []), funnel
+        funnel.append(Stage(name, unit, count, len(done.rows), dropped))
+        rows = replace(rows, rows=done.rows)
+    return Done(list(rows.rows or []), funnel, made)  # type: ignore[arg-type]
+
+
+def unit_of(rows: Sequence[Pair] | Sequence[Graded]) -> str:
+    """Return what rows are called in the funnel."""
+    if any(isinstance(row, Graded) for row in rows):
+        return "lists" if any(isinstance(row, Graded) and len(row.response_ids) > 1 for row in rows) else "answers"
+    return "pairs"
 
 
 def pairs_of(rows: Rows, step: str) -> Sequence[Pair]:
-    """Return the pairs a later step works on; a list of steps that does not begin with pairs is an InputError."""
-    if rows.pairs is None:
+    """Return the pairs a later step works on; a list of steps that has none yet, or lists by now, is an InputError."""
+    if rows.rows is None:
         raise InputError(f"The curate step {step!r} has no pairs yet; begin with soft_label or plurality.")
-    return rows.pairs
+    pairs = [row for row in rows.rows if isinstance(row, Pair)]
+    if len(pairs) < len(rows.rows):
+        raise InputError(f"The curate step {step!r} works on pairs and comes after one that made {unit_of(rows.rows)}.")
+    return pairs
+
+
+def graded_of(rows: Rows, step: str) -> Sequence[Graded]:
+    """Return the graded rows a later step works on; without any, an InputError says what makes them."""
+    graded = [row for row in rows.rows or () if isinstance(row, Graded)]
+    if not graded and (rows.rows is None or rows.rows):
+        raise InputError(f"The curate step {step!r} works on graded answers; put ranked or attributes before it.")
+    return graded
 
 
 def items_of(rows: Rows, step: str) -> Mapping[str, Sequence[Judgment]]:
     """Return the judgments a first step works on; after another step it would undo what that one did."""
-    if rows.pairs is not None:
-        raise InputError(f"The curate step {step!r} derives pairs from judgments, so it has to be the first one.")
+    if rows.rows is not None:
+        raise InputError(f"The curate step {step!r} derives rows from judgments, so it has to be the first one.")
     return rows.items

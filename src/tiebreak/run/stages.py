@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.audit.run import audit as run_audit
+from tiebreak.curate.table import Texts
 from tiebreak.curate.table import curate as run_curate
 from tiebreak.data.formats import FORMATS
 from tiebreak.data.importing import import_records
@@ -289,11 +290,12 @@ def curate(job: Job) -> Made:
     steps = job.recipe.curate
     assert steps is not None
     judgments = job.judgments()
-    pairs, funnel = run_curate(judgments, steps)
+    done = run_curate(judgments, steps, Texts(job.ledger.prompts, job.ledger.responses))
+    pairs = done.rows
     write_pairs(job.home / "pairs.jsonl", pairs)
-    write_json(job.home / "funnel.json", [stage._asdict() for stage in funnel])
+    write_json(job.home / "funnel.json", [stage._asdict() for stage in done.funnel])
     dropped: Counter[str] = Counter()
-    for stage in funnel:
+    for stage in done.funnel:
         dropped.update(stage.dropped)
     ties = sum(pair.p == 0.5 for pair in pairs)
     return Made({"judgments": len(judgments), "pairs": len(pairs), "ties kept": ties}, dict(dropped))

@@ -28,7 +28,7 @@ from tiebreak.train import checkpoint
 from tiebreak.train.best import FRESH, Best
 from tiebreak.train.learner import Learner
 from tiebreak.train.memory import find_tokens, is_out_of_memory, out_of_memory
-from tiebreak.train.objectives.switches import check, objective
+from tiebreak.train.objectives.switches import objective, settled
 from tiebreak.train.optimizers import Ema
 from tiebreak.train.order import Facts, Order
 from tiebreak.train.pace import Pace
@@ -363,6 +363,8 @@ class _Training:
 
 def settle(loss: Loss, knobs: Mapping[str, Any]) -> dict[str, Any]:
     """Return all knobs of ``loss``; a user's own function brings its defaults and says what it reads by ``score``."""
+    if loss is objective:
+        return settled(knobs)
     named = {name: p for name, p in inspect.signature(loss).parameters.items() if p.kind is p.KEYWORD_ONLY}
     for name in knobs:
         if name not in named:
@@ -373,8 +375,6 @@ def settle(loss: Loss, knobs: Mapping[str, Any]) -> dict[str, Any]:
             "The objective has no knob score; give its function the keyword score, one of log_ratio, log_prob, head "
             "or empty, which says what it reads."
         )
-    if loss is objective:
-        check(**whole)
     return whole
 
 

@@ -1,177 +1,220 @@
-"""Preference losses as switches: score map x link x target, plus auxiliary terms.
+"""Preference losses as switches: score map x link x target x weight, plus auxiliary terms.
 
-Each switch is a table of pure functions over the same small structure. A method is a row of ``presets`` that names its
-switches; a new method is one function here, or none, and one row there. A user's own function stands in for any of them
-as ``my_module:my_function``.
+Each switch is a table of pure functions over one small structure. A method is a row of ``presets`` that names its
+switches; a new method is one function, or none, and one row there. A user's own function stands in for any of them as
+``my_module:my_function``. The scalars of a function are its keyword arguments, so a method has those of its switches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
-import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
 
 from tiebreak.records import InputError
-from tiebreak.registry import load_object, nearest
+from tiebreak.registry import nearest
+from tiebreak.train.objectives.alone import ALONE
+from tiebreak.train.objectives.links import LINKS
+from tiebreak.train.objectives.lists import LISTS
+from tiebreak.train.objectives.part import Part, choose
+from tiebreak.train.objectives.scores import COMPARES, OFFSETS, SCORES
+from tiebreak.train.objectives.seen import NOTHING, Alone, Compared, Listed, Outcome, Seen, Whole
+from tiebreak.train.objectives.targets import TARGETS
+from tiebreak.train.objectives.terms import TERMS, first_of
+from tiebreak.train.objectives.weights import WEIGHTS
+
+__all__ = ["Outcome", "Seen", "Whole", "check", "kind_of", "objective", "parts_of", "settled"]
+
+Kind = Literal["pairs", "alone", "list", "written"]
+
+FIXED: Mapping[str, Any] = {
+    "score": "",
+    "compare": "difference",
+    "offset": "",
+    "link": "",
+    "target": "hard",
+    "weight": "",
+    "beta": 1.0,
+    "nll": 0.0,
+}
+"""The knobs every objective has, with their defaults: the switches, the scale, and the likelihood of the first side."""
+
+ALL_LINKS: Mapping[str, Part] = {**LINKS, **ALONE, **LISTS}
+SWITCHES: Mapping[str, tuple[str, Mapping[str, Part]]] = {
+    "score": ("score map", SCORES),
+    "compare": ("comparison", COMPARES),
+    "offset": ("offset", OFFSETS),
+    "link": ("link", ALL_LINKS),
+    "target": ("target", TARGETS),
+    "weight": ("weight", WEIGHTS),
+}
 
 
-@dataclass(frozen=True)
-class Seen:
-    """All an objective sees of a batch of B branches and P pairs.
-
-    ``logps`` and ``reference`` (B,) are summed log-probabilities of completions, EOS included; ``scores`` (B,) a reward
-    head's; ``lengths`` (B,) tokens; ``chosen`` and ``rejected`` (P,) index branches; ``p`` (P,) is P(chosen is better);
-    ``weight`` (B,) is a row's weight, for a pair that of its chosen branch.
-
-    ``whole`` is what to divide by: a batch may be computed in parts, and each part's loss is its share of the whole, so
-    that the parts' gradients add up to the gradient of the batch whichever way it was split.
-    """
-
-    lengths: Tensor
-    weight: Tensor
-    logps: Tensor | None = None
-    reference: Tensor | None = None
-    scores: Tensor | None = None
-    chosen: Tensor | None = None
-    rejected: Tensor | None = None
-    p: Tensor | None = None
-    whole: Whole | None = None
+def kind_of(link: str) -> Kind:
+    """Return the shape of row that ``link`` takes; a user's own takes pairs."""
+    if not link:
+        return "written"
+    return "alone" if link in ALONE else "list" if link in LISTS else "pairs"
 
 
-class Whole(NamedTuple):
-    """The batch that a part belongs to: its rows' weight, and the weighted learned tokens of their first branches."""
-
-    weight: float
-    tokens: float
-
-
-class Outcome(NamedTuple):
-    """The loss to differentiate and the numbers to log (scalar tensors), named as TRL names them."""
-
-    loss: Tensor
-    metrics: dict[str, Tensor]
-
-
-def log_ratio(seen: Seen) -> Tensor:
-    """rho(y) = log pi(y|x) - log pi_ref(y|x), the implicit reward over beta (Rafailov et al. 2023, eq. 5)."""
-    assert seen.logps is not None
-    assert seen.reference is not None
-    return seen.logps - seen.reference
-
-
-def log_prob(seen: Seen) -> Tensor:
-    """Log pi(y|x), summed over the completion."""
-    assert seen.logps is not None
-    return seen.logps
-
-
-def head(seen: Seen) -> Tensor:
-    """The reward head's score."""
-    assert seen.scores is not None
-    return seen.scores
-
-
-def logistic(z: Tensor, q: Tensor) -> Tensor:
-    """-[q log sigmoid(z) + (1-q) log sigmoid(-z)], shapes (P,); q = 1 is the hard label, minimised at z = logit q."""
-    return -(q * logsigmoid(z) + (1 - q) * logsigmoid(-z))
-
-
-def hard(p: Tensor) -> Tensor:
-    """The chosen side is right, whatever the probability."""
-    return torch.ones_like(p)
-
-
-def soft(p: Tensor) -> Tensor:
-    """The chosen side is right with the probability the judgments give."""
-    return p
-
-
-SCORES: Mapping[str, Callable[[Seen], Tensor]] = {"log_ratio": log_ratio, "log_prob": log_prob, "head": head}
-LINKS: Mapping[str, Callable[[Tensor, Tensor], Tensor]] = {"logistic": logistic}
-TARGETS: Mapping[str, Callable[[Tensor], Tensor]] = {"hard": hard, "soft": soft}
-
-
-def choose(switch: str, table: Mapping[str, Callable[..., Tensor]], name: str) -> Callable[..., Tensor]:
-    """Return what ``switch`` is set to, a name of its table or a user's ``module:function``.
+def parts_of(knobs: Mapping[str, Any]) -> dict[str, Part]:
+    """Return the functions that ``knobs`` switch on, terms by their names.
 
     Raises:
-        InputError: neither, with the nearest name.
+        InputError: a switch that is set to something it does not have.
     """
-    if name in table:
-        return table[name]
-    if ":" in name:
-        own: Callable[..., Tensor] = load_object(name, what=switch)
-        return own
-    raise InputError(
-        f"There is no {switch} {name!r}; there are {', '.join(table)}, or your own as module:function."
-        f"{nearest(name, table)}"
-    )
+    whole = {**FIXED, **knobs}
+    used = [name for name in SWITCHES if whole[name]] if whole["score"] or whole["link"] else ["target"]
+    found = {name: choose(*SWITCHES[name], whole[name]) for name in used}
+    if kind_of(whole["link"]) in ("alone", "list"):
+        found = {name: part for name, part in found.items() if name in ("score", "link")}
+    return found | {name: term for name, term in TERMS.items() if whole.get(name)}
 
 
-def check(*, score: str, link: str, target: str, nll: float, **_: object) -> None:
+def settled(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return all knobs of the objective that ``given`` describes, with the defaults of the functions it names.
+
+    Raises:
+        InputError: an unknown switch or knob, with the nearest name, or switches that leave nothing to learn.
+    """
+    parts = parts_of(given)
+    scalars = {name: value for part in parts.values() for name, value in part.knobs.items()}
+    known = {**FIXED, **scalars, **dict.fromkeys(TERMS, 0.0)}
+    for name in given:
+        if name not in known:
+            raise InputError(f"The objective has no knob {name!r}; it has {', '.join(known)}.{nearest(name, known)}")
+    whole = {**FIXED, **scalars, **given}
+    for name, value in whole.items():
+        if value is None:
+            raise InputError(f"The objective has no {name}, and there is no default that fits all; set {name}.")
+    check(**whole)
+    return whole
+
+
+def check(*, score: str, link: str, nll: float, **rest: Any) -> None:
     """Refuse switches that do not exist or leave nothing to learn.
 
     Raises:
         InputError: an unknown switch, no term at all, or a likelihood term beside a reward head, which has no words.
     """
-    if score:
-        choose("score map", SCORES, score)
-    if score or link:
-        choose("link", LINKS, link)
-    choose("target", TARGETS, target)
-    if not score and not nll:
+    terms = [name for name in parts_of({"score": score, "link": link, "nll": nll, **rest}) if name in TERMS]
+    if bool(score) != bool(link):
+        there, missing = ("score map", "link") if score else ("link", "score map")
+        raise InputError(f"The objective has a {there} and no {missing}; name both.")
+    if not score and not terms:
         raise InputError("The objective has neither a score map nor an nll weight, so there is nothing to learn.")
     if score == "head" and nll:
         raise InputError("A reward head has no log-probabilities, so nll has to be 0 where score is head.")
 
 
 def objective(
-    seen: Seen, *, score: str = "", link: str = "", target: str = "hard", beta: float = 1.0, nll: float = 0.0
+    seen: Seen,
+    *,
+    score: str = "",
+    compare: str = "difference",
+    offset: str = "",
+    link: str = "",
+    target: str = "hard",
+    weight: str = "",
+    beta: float = 1.0,
+    **scalars: Any,
 ) -> Outcome:
-    """Return weighted pair loss + ``nll`` x mean token loss of the first branch of each row.
+    """Return the weighted loss of pairs, lists or rows that stand alone + weighted auxiliary terms.
 
     Args:
         seen: the batch.
-        score: the score map; empty leaves the pair loss out.
-        link: turns beta x (score of chosen - score of rejected) and the target into a loss.
-        target: what the probability of a pair becomes.
-        beta: scale of the difference.
-        nll: weight of the negative log-likelihood per token, normalised over the batch.
+        score: the score map; empty leaves all but the terms out.
+        compare: how two branches' scores are compared.
+        offset: what is added to the comparison; empty adds nothing.
+        link: turns what was compared into a loss; which link it is decides the shape of the rows.
+        target: with which probability the chosen side should win.
+        weight: how much a pair counts besides its row; empty counts it once.
+        beta: scale of the score.
+        scalars: those of the functions named, and the weights of auxiliary terms such as ``nll``.
     """
-    loss = seen.weight.new_zeros(())
-    metrics: dict[str, Tensor] = {}
+    names = {"score": score, "compare": compare, "offset": offset, "link": link, "target": target, "weight": weight}
+    parts = parts_of({**names, **scalars})
+    loss, metrics, kept = seen.weight.new_zeros(()), dict[str, Tensor](), dict[str, Tensor]()
     if score:
-        assert seen.chosen is not None
-        assert seen.rejected is not None
-        assert seen.p is not None
-        values = beta * choose("score map", SCORES, score)(seen)
-        chosen, rejected = values[seen.chosen], values[seen.rejected]
-        weight = seen.weight[seen.chosen]
-        losses = choose("link", LINKS, link)(chosen - rejected, choose("target", TARGETS, target)(seen.p))
-        loss = loss + (weight * losses).sum() / (weight.sum() if seen.whole is None else seen.whole.weight)
-        metrics |= _pair_metrics(chosen.detach(), rejected.detach())
+        values = beta * parts["score"](seen, knobs=scalars)
+        made = _MADE[kind_of(link)](seen, values, parts, beta, scalars)
+        losses = parts["link"](made, knobs=scalars)
+        counted = _weights(seen, made, parts, scalars)
+        loss = loss + (counted * losses).sum() / (_total(seen, made) if seen.whole is None else seen.whole.weight)
+        metrics |= _metrics(seen, made)
+        for part, given in ((parts["link"], made), (parts.get("target"), seen)):
+            kept |= part.kept(given, knobs=scalars) if part is not None else {}
+    for name, term in _terms(parts):
+        value = term(seen, knobs=scalars)
+        loss = loss + scalars[name] * value
+        metrics[name] = value.detach()
+    return Outcome(loss, metrics, kept or NOTHING)
+
+
+def _terms(parts: Mapping[str, Part]) -> Iterator[tuple[str, Part]]:
+    return ((name, part) for name, part in parts.items() if name in TERMS)
+
+
+def _compared(
+    seen: Seen, values: Tensor, parts: Mapping[str, Part], beta: float, scalars: Mapping[str, Any]
+) -> Compared:
+    assert seen.chosen is not None
+    assert seen.rejected is not None
+    chosen, rejected = values[seen.chosen], values[seen.rejected]
+    z = parts["compare"](chosen, rejected, knobs=scalars)
+    if "offset" in parts:
+        z = z + parts["offset"](seen, knobs=scalars)
+    return Compared(z, chosen, rejected, parts["target"](seen, knobs=scalars), beta, seen)
+
+
+_MADE: Mapping[str, Any] = {
+    "pairs": _compared,
+    "alone": lambda seen, values, parts, beta, scalars: Alone(values[seen.alone], beta, seen),
+    "list": lambda seen, values, parts, beta, scalars: Listed(values, beta, seen),
+}
+"""What a link of each kind is handed."""
+
+
+def _weights(seen: Seen, made: Any, parts: Mapping[str, Part], scalars: Mapping[str, Any]) -> Tensor:
+    """Return how much each loss of the link counts: its row's weight, shared among the row's pairs."""
+    if isinstance(made, Alone):
+        return seen.weight[seen.alone]
+    if isinstance(made, Listed):
+        return seen.weight[first_of(seen)]
+    assert seen.chosen is not None
+    counted = seen.weight[seen.chosen]
+    if seen.share is not None:
+        counted = counted * seen.share
+    return counted * parts["weight"](seen, knobs=scalars).detach() if "weight" in parts else counted
+
+
+def _total(seen: Seen, made: Any) -> Tensor:
+    """Return the weight of all rows of a batch that is computed at once."""
+    if isinstance(made, Compared) and seen.share is None:
+        return seen.weight[seen.chosen].sum()
+    return seen.weight[seen.alone].sum() if isinstance(made, Alone) else seen.weight[first_of(seen)].sum()
+
+
+def _metrics(seen: Seen, made: Any) -> dict[str, Tensor]:
+    if isinstance(made, Compared):
+        found = _pair_metrics(made)
         if seen.logps is not None:
-            metrics["logps/chosen"] = seen.logps.detach()[seen.chosen].mean()
-            metrics["logps/rejected"] = seen.logps.detach()[seen.rejected].mean()
-    if nll:
-        assert seen.logps is not None
-        first = torch.arange(len(seen.logps), device=seen.logps.device) if seen.chosen is None else seen.chosen
-        tokens = (seen.weight * seen.lengths)[first].sum() if seen.whole is None else seen.whole.tokens
-        token_loss = -(seen.weight * seen.logps)[first].sum() / tokens
-        loss = loss + nll * token_loss
-        metrics["nll"] = token_loss.detach()
-    return Outcome(loss, metrics)
+            assert seen.chosen is not None
+            assert seen.rejected is not None
+            found["logps/chosen"] = seen.logps.detach()[seen.chosen].mean()
+            found["logps/rejected"] = seen.logps.detach()[seen.rejected].mean()
+        return found
+    if isinstance(made, Alone) and made.values.ndim == 1 and seen.label is not None:
+        good, values = seen.label > 0.5, made.values.detach()
+        sides = {"rewards/chosen": values[good], "rewards/rejected": values[~good]}
+        return {name: side.mean() for name, side in sides.items() if len(side)}
+    return {}
 
 
-def _pair_metrics(chosen: Tensor, rejected: Tensor) -> dict[str, Tensor]:
-    gap = chosen - rejected
-    return {
-        "rewards/chosen": chosen.mean(),
-        "rewards/rejected": rejected.mean(),
-        "rewards/margins": gap.mean(),
-        "rewards/accuracies": ((gap > 0).to(gap.dtype) + (gap == 0).to(gap.dtype) / 2).mean(),
-    }
+def _pair_metrics(made: Compared) -> dict[str, Tensor]:
+    chosen, rejected = made.chosen.detach(), made.rejected.detach()
+    gap = made.z.detach() if chosen.ndim > 1 else chosen - rejected
+    sides = {} if chosen.ndim > 1 else {"rewards/chosen": chosen.mean(), "rewards/rejected": rejected.mean()}
+    right = ((gap > 0).to(gap.dtype) + (gap == 0).to(gap.dtype) / 2).mean()
+    return sides | {"rewards/margins": gap.mean(), "rewards/accuracies": right}

@@ -1,0 +1,65 @@
+"""One function of a switch, and how a user's own or a named one is found. Importing this loads no torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from tiebreak.records import InputError
+from tiebreak.registry import load_object, nearest
+
+
+class Part(NamedTuple):
+    """A function of a switch, with what it asks of the engine and of the rows.
+
+    ``reads`` names what has to be read of each branch besides log-probs or scores: ``reference`` (log-probs under the
+    reference), ``public``, ``collision``, ``token_kl`` or ``extrapolated``. ``needs`` names fields of the rows:
+    ``margin``, ``grades``, ``label``, ``ratings``, ``steps``, or the role of a branch beside. ``couples`` says that one
+    row's loss depends on the other rows of the batch. ``keeps``, called as ``call`` is, returns by name what the next
+    batch shall find in ``Seen.past``.
+    """
+
+    call: Callable[..., Any]
+    reads: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ()
+    couples: bool = False
+    keeps: Callable[..., Mapping[str, Any]] | None = None
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """Its scalars with their defaults: the keyword-only arguments of the function."""
+        return {
+            name: None if p.default is p.empty else p.default
+            for name, p in inspect.signature(self.call).parameters.items()
+            if p.kind is p.KEYWORD_ONLY
+        }
+
+    def __call__(self, *seen: Any, knobs: Mapping[str, Any]) -> Any:
+        """Call it with those of ``knobs`` that it takes."""
+        return self.call(*seen, **self._own(knobs))
+
+    def kept(self, *seen: Any, knobs: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Return what it keeps for the next batch."""
+        return {} if self.keeps is None else self.keeps(*seen, **self._own(knobs))
+
+    def _own(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: knobs[name] for name in self.knobs if name in knobs}
+
+
+def choose(switch: str, table: Mapping[str, Part], name: str) -> Part:
+    """Return what ``switch`` is set to, a name of its table or a user's ``module:function``.
+
+    A user's own function may look at everything: it gets the reference and is taken to couple rows.
+
+    Raises:
+        InputError: neither, with the nearest name.
+    """
+    if name in table:
+        return table[name]
+    if ":" in name:
+        return Part(load_object(name, what=switch), reads=("reference",), couples=True)
+    raise InputError(
+        f"There is no {switch} {name!r}; there are {', '.join(table)}, or your own as module:function."
+        f"{nearest(name, table)}"
+    )
