@@ -20,6 +20,7 @@ from tests.train.test_watch import watched
 from tiebreak.models.adapters import Adapter, adapt
 from tiebreak.records import InputError
 from tiebreak.train import checkpoint
+from tiebreak.train.objectives.seen import Compared
 from tiebreak.train.offline import Pace, Reference, Watch
 from tiebreak.train.update import Compute
 
@@ -103,9 +104,9 @@ def test_intervals_below_one_are_one_sentence(asked: dict[str, int]) -> None:
         Watch(**{"evaluate_every": 1, **asked})
 
 
-def coupled(z: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+def coupled(pair: Compared) -> torch.Tensor:
     """A link of one's own that measures each margin from the batch's mean."""
-    return (z - z.mean() - 1).square()
+    return (pair.z - pair.z.mean() - 1).square()
 
 
 def test_a_link_of_ones_own_that_couples_rows_has_one_gradient(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -220,7 +220,7 @@ class Computed(NamedTuple):
 
 def losses_of(learner: Learner, rows: Sequence[Example], values: Tensor, references: Tensor | None) -> Tensor:
     each = values.detach().view(len(rows), -1)
-    compared = [None] * len(rows) if references is None else references
+    compared = [None] * len(rows) if references is None else references.split(1)
     return torch.stack([learner.outcome([row], each[i], compared[i]).loss for i, row in enumerate(rows)])
 
 

@@ -87,7 +87,7 @@ def kept(taught: Learner, some: Sequence[Example]) -> int:
     with taught.ready():
         taught.values(some)  # what is tried once per model is not part of a step
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            taught._look(some, taught.model)
+            taught._look(some, taught.model, ())
     return sum(found.values())
 
 
@@ -124,13 +124,13 @@ class Bounded(Learner):
     limit = 10**9
     seen: weakref.ref[Tensor] | None = None
 
-    def _look(self, rows: Sequence[Example], model: Any) -> Tensor:
+    def _look(self, rows: Sequence[Example], model: Any, readings: Sequence[str] = ()) -> Tensor:
         size = sum(row.tree.size for row in rows)
         if size > self.limit and torch.is_grad_enabled():
             activations = torch.zeros(size)
             self.seen = weakref.ref(activations)
             raise RuntimeError(f"{LINUX} {size} bytes. Error code 12 (Cannot allocate memory)")
-        return super()._look(rows, model)
+        return super()._look(rows, model, readings)
 
 
 def bounded(limit: int, model: Any = None, *, batch: int = 4, **more: Any) -> Bounded:

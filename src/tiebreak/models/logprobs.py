@@ -27,12 +27,14 @@ class Words(NamedTuple):
     """What the policy says of the M learned tokens of a forest.
 
     ``logps`` (M,) are their log-probabilities in float32, ``states`` (M, width) the body's states that predict them,
-    ``entropy`` (M,) that of the whole distribution in nats where it was asked for.
+    ``entropy`` (M,) that of the whole distribution in nats where it was asked for, and ``collision`` (M,) log sum of
+    squares of its probabilities, without a gradient.
     """
 
     logps: Tensor
     states: Tensor
     entropy: Tensor | None = None
+    collision: Tensor | None = None
 
 
 class Head(NamedTuple):
@@ -62,16 +64,28 @@ def token_logps(model: PreTrainedModel, forest: Forest) -> Tensor:
     return words(model, forest).logps
 
 
-def words(model: PreTrainedModel, forest: Forest, *, temperature: float = 1.0, entropy: bool = False) -> Words:
+def words(
+    model: PreTrainedModel,
+    forest: Forest,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    collision: bool = False,
+) -> Words:
     """Return log p of the learned tokens of ``forest`` under softmax(logits / ``temperature``). Run in ``forest_mode``.
 
     A policy that samples at a temperature is the tempered one, so its ratios and its distance to a reference are those
     of tempered log-probabilities too. With ``entropy`` that of each token's distribution comes along, differentiable.
     """
+    asked = {"temperature": temperature, "entropy": entropy, "collision": collision}
+    head = plain_head(model)
+    return _plain_words(model, forest, **asked) if head is None else _tiled_words(model, head, forest, **asked)
+
+
+def plain_head(model: PreTrainedModel) -> Head | None:
+    """Return the vocabulary head where its matrix and its description are all there is to it."""
     head = head_of(model)
-    if head is None or not _as_described(model):
-        return _plain_words(model, forest, temperature=temperature, entropy=entropy)
-    return _tiled_words(model, head, forest, temperature=temperature, entropy=entropy)
+    return head if head is not None and _as_described(model) else None
 
 
 def _as_described(model: PreTrainedModel) -> bool:
@@ -93,20 +107,34 @@ def _as_described(model: PreTrainedModel) -> bool:
 
 
 def _tiled_words(
-    model: PreTrainedModel, head: Head, forest: Forest, *, temperature: float = 1.0, entropy: bool = False
+    model: PreTrainedModel,
+    head: Head,
+    forest: Forest,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    collision: bool = False,
 ) -> Words:
     before = states(model, forest).index_select(0, forest.predictors)
     shape = Shape(head.factor, head.softcap, temperature)
-    logps, spread = _Tiled.apply(before, head.weight, head.bias, forest.targets, shape, entropy)
-    return Words(logps, before, spread if entropy else None)
+    squares = torch.empty(len(before), device=before.device) if collision else None
+    logps, spread = _Tiled.apply(before, head.weight, head.bias, forest.targets, shape, entropy, squares)
+    return Words(logps, before, spread if entropy else None, squares)
 
 
 def plain_logps(model: PreTrainedModel, forest: Forest) -> Tensor:
     """Return the same numbers through the model's own head, all learned positions at once."""
-    return _plain_words(model, forest, temperature=1.0, entropy=False).logps
+    return _plain_words(model, forest).logps
 
 
-def _plain_words(model: PreTrainedModel, forest: Forest, *, temperature: float, entropy: bool) -> Words:
+def _plain_words(
+    model: PreTrainedModel,
+    forest: Forest,
+    *,
+    temperature: float = 1.0,
+    entropy: bool = False,
+    collision: bool = False,
+) -> Words:
     given: list[Tensor] = []
     hook = model.get_output_embeddings().register_forward_pre_hook(lambda _layer, inputs: given.append(inputs[0]))
     try:
@@ -114,7 +142,9 @@ def _plain_words(model: PreTrainedModel, forest: Forest, *, temperature: float, 
     finally:
         hook.remove()
     logps = -cross_entropy(logits, forest.targets, reduction="none")
-    return Words(logps, given[0][0], entropies(logits.log_softmax(-1)) if entropy else None)
+    spread = entropies(logits.log_softmax(-1)) if entropy else None
+    squares = (2 * logits.detach().log_softmax(-1)).logsumexp(-1) if collision else None
+    return Words(logps, given[0][0], spread, squares)
 
 
 def _at_predictors(model: PreTrainedModel, forest: Forest) -> Tensor:
@@ -155,7 +185,14 @@ class _Tiled(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def forward(
-        ctx: Any, states: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor, shape: Shape, entropy: bool
+        ctx: Any,
+        states: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        targets: Tensor,
+        shape: Shape,
+        entropy: bool,
+        squares: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         kind = states.device.type
         ctx.dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
@@ -164,12 +201,16 @@ class _Tiled(torch.autograd.Function):  # type: ignore[misc]
         inputs, matrix = states.to(ctx.dtype), weight.to(ctx.dtype)
         total = torch.empty(len(states), device=states.device)
         found, spread = torch.empty_like(total), torch.zeros_like(total)
-        for rows in _tiles(len(states), len(weight)):
+        for rows in tiles(len(states), len(weight)):
             logits, _ = _logits(inputs[rows], matrix, bias, shape)
             found[rows] = logits.gather(1, targets[rows, None])[:, 0]
             total[rows] = logits.logsumexp(1) if entropy else _logsumexp_in_place(logits)
             if entropy:  # H = log Z - E[logit]
                 spread[rows] = total[rows] - ((logits - total[rows, None]).exp_().mul_(logits)).sum(1)
+                if squares is not None:
+                    squares[rows] = (2 * (logits - total[rows, None])).exp_().sum(1).log_()
+            elif squares is not None:  # what was in place is exp(logit - most), so the sum's square stands below
+                squares[rows] = logits.square().sum(1).log_() - 2 * logits.sum(1).log_()
         ctx.save_for_backward(states, weight, bias, targets, total, spread if entropy else None)
         return found - total, spread
 
@@ -184,7 +225,7 @@ class _Tiled(torch.autograd.Function):  # type: ignore[misc]
             held = gradient_of(weight) if ctx.needs_input_grad[1] else None
             of_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] and held is None else held
             of_bias = torch.zeros_like(bias) if ctx.needs_input_grad[2] else None
-            for rows in _tiles(len(states), len(weight)):
+            for rows in tiles(len(states), len(weight)):
                 logits, slope = _logits(inputs[rows], matrix, bias, shape)
                 logits.sub_(total[rows, None])
                 if of_entropy is None:
@@ -203,7 +244,7 @@ class _Tiled(torch.autograd.Function):  # type: ignore[misc]
                     of_states[rows] = (pull @ matrix).to(of_states.dtype)
                 if of_weight is not None:
                     of_weight += pull.T @ inputs[rows]
-        return of_states, of_weight if held is None else None, of_bias, None, None, None
+        return of_states, of_weight if held is None else None, of_bias, None, None, None, None
 
 
 def _logsumexp_in_place(logits: Tensor) -> Tensor:
@@ -212,7 +253,7 @@ def _logsumexp_in_place(logits: Tensor) -> Tensor:
     return logits.sub_(most).exp_().sum(1).log_().add_(most[:, 0])
 
 
-def _tiles(positions: int, vocabulary: int) -> list[slice]:
+def tiles(positions: int, vocabulary: int) -> list[slice]:
     rows = max(1, TILE // vocabulary)
     return [slice(first, first + rows) for first in range(0, positions, rows)]
 

@@ -7,6 +7,7 @@ gets all numbers first and hands each forest its share of the gradient in a seco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from typing import Any
@@ -18,7 +19,9 @@ from transformers import PreTrainedModel
 from tiebreak.models.adapters import adapter_off, has_adapter
 from tiebreak.models.forest import plant
 from tiebreak.models.fused import gradients_in_place
-from tiebreak.train.objectives.switches import Outcome, Whole, objective
+from tiebreak.models.readings import OF_BOTH, READINGS, Other
+from tiebreak.train.objectives.seen import NOTHING, Outcome, Whole
+from tiebreak.train.objectives.switches import Kind, kind_of, objective, parts_of
 from tiebreak.train.pace import Pace
 from tiebreak.train.pack import fill
 from tiebreak.train.rows import Example, Loss, look, see, whole_of
@@ -60,6 +63,9 @@ class Learner(Update):
             optimizer_knobs=optimizer_knobs,
         )
         self.model, self.knobs, self.loss, self.reference = model, dict(knobs), loss, reference
+        self.kind, self.reads = asked_of(loss, self.knobs)
+        self.readings = tuple(name for name in READINGS if name in self.reads)
+        self.past: Mapping[str, Tensor] = NOTHING
 
     @property
     def head(self) -> bool:
@@ -67,21 +73,14 @@ class Learner(Update):
         return bool(self.knobs["score"] == "head")
 
     @property
-    def pairs(self) -> bool:
-        """Whether rows are pairs."""
-        return bool(self.knobs["score"])
-
-    @property
     def compares(self) -> bool:
         """Whether the objective needs reference log-probs; a user's own score map gets them too."""
-        return self.knobs["score"] not in ("", "head", "log_prob")
+        return "reference" in self.reads
 
     @property
-    def separable(self) -> bool:
-        """Whether the loss is a sum over rows for sure: ours is, a function of one's own may couple them."""
-        return self.loss is objective and not any(
-            ":" in value for value in self.knobs.values() if isinstance(value, str)
-        )
+    def couples(self) -> bool:
+        """Whether a row's loss may depend on the other rows of the batch; that of a function of one's own may."""
+        return self.loss is not objective or any(part.couples for part in parts_of(self.knobs).values())
 
     def step(
         self,
@@ -98,7 +97,7 @@ class Learner(Update):
             rows: the batch.
             number: of this step, for the learning rate.
             total: steps in all.
-            references: the reference's log-probs of the rows (R, 2); computed here where missing and needed.
+            references: what :meth:`reference_logps` gives of the rows; computed here where missing and needed.
             check: called with the loss before anything is updated; what it raises ends the step.
 
         Raises:
@@ -115,37 +114,66 @@ class Learner(Update):
         return self.take(number, total, learn, check)
 
     def reference_logps(self, rows: Sequence[Example]) -> Tensor:
-        """Return the reference's summed log-probs of both branches of ``rows``, (R, 2), without gradients.
+        """Return the reference's summed log-probs of the branches of ``rows``, (R, W), without gradients.
+
+        W is the most branches that a row has; where one has fewer, NaN stands. Where further readings are taken of the
+        reference, they follow in a third dimension.
 
         The reference is the model given as such, else the base under an adapter, else the model as it is now, which is
         right before its first update only.
         """
         off = adapter_off(self.model) if self.reference is None and has_adapter(self.model) else nullcontext()
         with off:
-            return self.values(rows, model=self.reference or self.model).view(-1, 2)
+            flat = self.values(rows, model=self.reference or self.model, readings=self.readings_of_both)
+        held = _held(rows)
+        out = torch.full((*held.shape, *flat.shape[1:]), math.nan, dtype=flat.dtype, device=flat.device)
+        out[held.to(flat.device)] = flat
+        return out
 
-    def values(self, rows: Sequence[Example], *, model: PreTrainedModel | None = None) -> Tensor:
-        """Return each branch's score or summed log-probability, (B,), without gradients, of any number of rows."""
+    @property
+    def readings_of_both(self) -> tuple[str, ...]:
+        """What is read of the reference besides log-probs."""
+        return tuple(name for name in self.readings if name in OF_BOTH)
+
+    def values(
+        self,
+        rows: Sequence[Example],
+        *,
+        model: PreTrainedModel | None = None,
+        readings: Sequence[str] | None = None,
+    ) -> Tensor:
+        """Return what is read of each branch, (B,) or (B, F), without gradients, of any number of rows."""
         parts = fill([row.tree.size for row in rows], self.compute.tokens or 16 * 1024)
+        taken = self.readings if readings is None else readings
         with torch.no_grad():
-            found = [self._look([rows[i] for i in part], model or self.model) for part in parts]
+            found = [self._look([rows[i] for i in part], model or self.model, taken) for part in parts]
         return _in_order(parts, found, rows)
 
     def outcome(
         self, rows: Sequence[Example], values: Tensor, references: Tensor | None, *, whole: Whole | None = None
     ) -> Outcome:
         """Hand the objective what it sees of ``rows``."""
-        flat = None if references is None else references.flatten().to(values.device)
-        return self.loss(see(rows, values, head=self.head, pairs=self.pairs, reference=flat, whole=whole), **self.knobs)
+        flat = None if references is None else references[:, : _width(rows)][_held(rows).to(references.device)]
+        seen = see(
+            rows,
+            values,
+            head=self.head,
+            kind=self.kind,
+            reference=None if flat is None else flat.to(values.device),
+            readings=self.readings,
+            past=self.past,
+            whole=whole,
+        )
+        return self.loss(seen, **self.knobs)
 
     def _learn_from(self, rows: Sequence[Example], references: Tensor | None) -> tuple[Outcome, int]:
         """Add the gradient of the batch to the weights and return the outcome of the batch, without its graph."""
         parts = fill([row.tree.size for row in rows], self.compute.tokens)
-        shares = self._shares(rows, references) if len(parts) > 1 and not self.separable else None
-        whole, found = whole_of(rows, self.pairs), []
+        shares = self._shares(rows, references) if len(parts) > 1 and self.couples else None
+        whole, found = whole_of(rows, self.kind), []
         for part in parts:
             some = [rows[i] for i in part]
-            values = self._look(some, self.model)
+            values = self._look(some, self.model, self.readings)
             found.append(values.detach())
             with gradients_in_place() if values.device.type == "cpu" else nullcontext():
                 if shares is not None:
@@ -155,6 +183,7 @@ class Learner(Update):
                     self.outcome(some, values, compared, whole=whole).loss.backward()
         with torch.no_grad():
             outcome = self.outcome(rows, _in_order(parts, found, rows), references)
+        self.past = {name: value.detach() for name, value in outcome.kept.items()}
         return outcome, sum(row.tree.size for row in rows)
 
     def _shares(self, rows: Sequence[Example], references: Tensor | None) -> Tensor:
@@ -163,17 +192,48 @@ class Learner(Update):
         (shares,) = torch.autograd.grad(self.outcome(rows, values, references).loss, values)
         return shares
 
-    def _look(self, rows: Sequence[Example], model: PreTrainedModel) -> Tensor:
+    def _look(self, rows: Sequence[Example], model: PreTrainedModel, readings: Sequence[str]) -> Tensor:
         forest = plant([row.tree for row in rows]).to(model.device)
         with self.precision():
-            return look(model, forest, head=self.head)
+            return look(
+                model,
+                forest,
+                head=self.head,
+                steps=any(row.steps for row in rows),
+                readings=readings,
+                other=Other(self.reference or self.model, off=self.reference is None),
+                extrapolate=self.knobs.get("extrapolate", 1.0),
+                compared=[row.compared for row in rows],
+            )
+
+
+def asked_of(loss: Loss, knobs: Mapping[str, Any]) -> tuple[Kind, frozenset[str]]:
+    """Return the shape of row that an objective takes, and what it reads besides log-probs or scores.
+
+    A function of one's own takes pairs wherever it has a score map.
+    """
+    if loss is objective:
+        parts = parts_of(knobs).values()
+        return kind_of(knobs.get("link", "")), frozenset(name for part in parts for name in part.reads)
+    reads = () if knobs["score"] in ("", "head", "log_prob") else ("reference",)
+    return "pairs" if knobs["score"] else "written", frozenset(reads)
+
+
+def _width(rows: Sequence[Example]) -> int:
+    return max((len(row.tree.branches) for row in rows), default=0)
+
+
+def _held(rows: Sequence[Example]) -> Tensor:
+    """Return which places of a table of rows by branches hold one, (R, W)."""
+    counts = torch.tensor([len(row.tree.branches) for row in rows], dtype=torch.long)
+    return torch.arange(_width(rows))[None] < counts[:, None]
 
 
 def _branches(part: Sequence[int], rows: Sequence[Example]) -> list[int]:
-    """Return the numbers, within the batch, of the branches of the rows of ``part``."""
+    """Return the numbers, within the batch, of the values of the rows of ``part``."""
     starts = [0]
     for row in rows:
-        starts.append(starts[-1] + len(row.tree.branches))
+        starts.append(starts[-1] + row.values)
     return [branch for i in part for branch in range(starts[i], starts[i + 1])]
 
 
@@ -186,5 +246,5 @@ def _in_order(parts: Sequence[Sequence[int]], found: Sequence[Tensor], rows: Seq
     if not found:
         return torch.zeros(0)
     places = torch.tensor([branch for part in parts for branch in _branches(part, rows)], device=found[0].device)
-    whole = torch.empty(len(places), dtype=found[0].dtype, device=found[0].device)
+    whole = torch.empty((len(places), *found[0].shape[1:]), dtype=found[0].dtype, device=found[0].device)
     return whole.index_copy_(0, places, torch.cat(list(found)))

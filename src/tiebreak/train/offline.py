@@ -22,13 +22,14 @@ from transformers import PreTrainedModel
 
 from tiebreak.models.adapters import Adapter, adapt, has_adapter
 from tiebreak.models.heap import keep_freed_memory
+from tiebreak.models.readings import OF_TWO
 from tiebreak.records import InputError, Progress, quiet
 from tiebreak.registry import nearest
 from tiebreak.train import checkpoint
 from tiebreak.train.best import FRESH, Best
-from tiebreak.train.learner import Learner
+from tiebreak.train.learner import Learner, asked_of
 from tiebreak.train.memory import find_tokens, is_out_of_memory, out_of_memory
-from tiebreak.train.objectives.switches import objective, settled
+from tiebreak.train.objectives.switches import Kind, needs_of, objective, parts_of, settled
 from tiebreak.train.optimizers import Ema
 from tiebreak.train.order import Facts, Order
 from tiebreak.train.pace import Pace
@@ -140,13 +141,18 @@ def fit(
             reference is not the start), a loss or gradient that is not finite, or memory that ran out.
     """
     whole, follow, watch = settle(loss, knobs), _follow(reference or Reference(), against), watch or Watch()
-    _check(model, examples, held_out, watch, pairs=bool(whole["score"]))
+    kind, reads = asked_of(loss, whole)
+    _check(model, examples, held_out, watch, kind=kind, needs=needs_of(whole) if loss is objective else ())
+    if reads.intersection(OF_TWO):
+        follow = replace(follow, compute="step")
     made = {"optimizer": optimizer, **(optimizer_knobs or {}), "ema": ema, "seed": seed, "adapter": repr(adapter)}
     rows = [*examples, *(held_out if watch.chooses else ())]
     run = _mark(model, rows, whole, pace, compute or Compute(), follow, loss, made | watch.chooses, against)
     model = model if adapter is None else adapt(model, adapter, seed=seed)
     own: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "optimizer_knobs": optimizer_knobs}
-    learner = Learner(model, whole, pace, compute, reference=_beside(model, whole, follow, against), **own)
+    learner = Learner(
+        model, whole, pace, compute, reference=_beside(model, "reference" in reads, follow, against), **own
+    )
     training = _Training(learner, _order(examples, pace, seed), examples, held_out, watch, folder, run)
     training.carry(ema, follow, auto_tokens=auto_tokens, moved=bool(against) or (not adapter and has_adapter(model)))
     return training.go(progress, None if follow.compute == "step" else cache or folder / "reference")
@@ -162,24 +168,29 @@ def _follow(follow: Reference, against: PreTrainedModel | None) -> Reference:
 
 
 def _beside(
-    model: PreTrainedModel, knobs: Mapping[str, Any], follow: Reference, against: PreTrainedModel | None
+    model: PreTrainedModel, compares: bool, follow: Reference, against: PreTrainedModel | None
 ) -> PreTrainedModel | None:
     """Return the frozen model that is the reference in each step, if the objective compares and is asked to so."""
-    compares = knobs["score"] not in ("", "head", "log_prob")
     if against is not None and not compares:
         raise InputError("The objective compares with no reference; leave out the model to compare against.")
     return against or (frozen_copy(model, follow) if compares and follow.compute == "step" else None)
 
 
 def _check(
-    model: PreTrainedModel, rows: Sequence[Example], held_out: Sequence[Example], watch: Watch, *, pairs: bool
+    model: PreTrainedModel,
+    rows: Sequence[Example],
+    held_out: Sequence[Example],
+    watch: Watch,
+    *,
+    kind: Kind,
+    needs: Sequence[str],
 ) -> None:
     """Refuse rows that cannot be trained on, and a watch that has nothing to watch."""
     if not held_out and (watch.patience or watch.keep == "best"):
         raise InputError("keep: best and patience need held-out rows; set held_out above 0.")
-    check_rows(rows, model, pairs=pairs)
+    check_rows(rows, model, kind=kind, needs=needs)
     if held_out:
-        check_rows(held_out, model, pairs=pairs)
+        check_rows(held_out, model, kind=kind, needs=needs)
 
 
 def _mark(
@@ -201,14 +212,10 @@ def _mark(
 
 
 def _order(rows: Sequence[Example], pace: Pace, seed: int) -> Order:
-    facts = Facts(
-        tokens=[row.tree.size for row in rows],
-        labels=[row.label for row in rows],
-        difficulty=[1 - abs(2 * row.p - 1) for row in rows],
-    )
-    return Order(
-        facts, batch=pace.batch, seed=seed, by=pace.order, mixture=pace.mixture, batch_tokens=pace.batch_tokens
-    )
+    unsure = [1 - abs(2 * row.p - 1) for row in rows]
+    facts = Facts(tokens=[row.tree.size for row in rows], labels=[row.label for row in rows], difficulty=unsure)
+    shape = {"batch": pace.batch, "by": pace.order, "mixture": pace.mixture, "batch_tokens": pace.batch_tokens}
+    return Order(facts, seed=seed, **shape)
 
 
 class _Training:
@@ -273,6 +280,7 @@ class _Training:
         self.best = Best(self.learner.nets, self.folder, keep=watch.keep, patience=watch.patience, average=self.average)
         fresh = {"run": self.run, "step": 0, "tokens": 0, **FRESH}
         state: dict[str, Any] = self._restore() or fresh
+        self.learner.past = {name: torch.tensor(value) for name, value in state.get("past", {}).items()}
         settings = {**self.learner.knobs, **asdict(self.learner.pace), **asdict(self.learner.compute)}
         trackers = opened(self.watch.trackers, self.folder, run=self.run, settings=settings, after=state["step"])
         with Track(self.folder / "metrics.jsonl", after=state["step"], trackers=trackers) as track:
@@ -296,6 +304,8 @@ class _Training:
         if self.follower is not None:
             self.follower.follow(learner.model, number + 1)
         state |= {"step": number + 1, "tokens": state["tokens"] + done.tokens, "numbers": done.numbers}
+        if learner.past:
+            state["past"] = {name: float(value) for name, value in learner.past.items()}
         if (number + 1) % watch.log_every == 0 or number + 1 in (1, self.steps):
             epoch = (number + 1) / self.steps * learner.pace.epochs
             track.write(number + 1, {"epoch": epoch, "num_tokens": state["tokens"], **done.numbers})
@@ -381,8 +391,8 @@ def settle(loss: Loss, knobs: Mapping[str, Any]) -> dict[str, Any]:
 def _assert_start(learner: Learner, loss: float) -> None:
     """Refuse a reference that is not the policy's start: dropout, another precision or other weights."""
     knobs = learner.knobs
-    known = learner.loss is objective and knobs["score"] == "log_ratio" and knobs["link"] == "logistic"
-    if known and not knobs["nll"] and not abs(loss - LN2) < 1e-3:
+    known = learner.loss is objective and set(parts_of(knobs)) <= {"score", "compare", "link", "target"}
+    if known and (knobs["score"], knobs["link"]) == ("log_ratio", "logistic") and not abs(loss - LN2) < 1e-3:
         raise InputError(
             f"The first loss is {loss:.4f} and should be ln 2 = {LN2:.4f}: policy and reference differ before any "
             "update (dropout on, another precision, or not the same weights)."

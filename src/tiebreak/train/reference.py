@@ -50,7 +50,7 @@ class Reference:
 
 
 class Cached(NamedTuple):
-    """Log-probs of both branches of every row (R, 2), and whether they were read from disk."""
+    """Log-probs of the branches of every row, as ``Learner.reference_logps`` gives them, and whether from disk."""
 
     logps: Tensor
     read: bool
@@ -109,8 +109,9 @@ def cached_logps(learner: Learner, rows: Sequence[Example], folder: Path) -> Cac
     The name of the file is a hash of the reference's weights, the rows' token ids (so the tokenizer's too) and the
     precision, so another training on the same rows and start pays nothing. Run before the first update.
     """
-    bare = [row._replace(p=1.0, weight=1.0, label="") for row in rows]
-    path = folder / f"{mark_of(learner.model, bare, {'precision': learner.compute.precision})}.safetensors"
+    bare = [Example(row.tree) for row in rows]
+    how = {"precision": learner.compute.precision, "readings": learner.readings_of_both}
+    path = folder / f"{mark_of(learner.model, bare, how)}.safetensors"
     with suppress(OSError, SafetensorError, KeyError):  # not there, or cut short by a crash: computed again
         return Cached(load_file(path)["logps"].to(learner.model.device), True)
     logps = learner.reference_logps(rows)

@@ -63,3 +63,23 @@ def choose(switch: str, table: Mapping[str, Part], name: str) -> Part:
         f"There is no {switch} {name!r}; there are {', '.join(table)}, or your own as module:function."
         f"{nearest(name, table)}"
     )
+
+
+MADE_BY: Mapping[str, str] = {
+    "margin": "the curate step score_pairs or strength makes it",
+    "grades": "the curate step ranked_list makes rows that have one for each answer",
+    "label": "the curate step unpair makes rows of one answer that have it",
+    "ratings": "the curate step attributes makes rows of one answer that have them",
+    "steps": "the curate step process makes rows that have them",
+    "rationale": "the curate step rationale attaches it",
+    "user": "the curate step by_user says whose a pair is",
+    "band": "the curate step curriculum or bands numbers it",
+    "drawn": "it is a response that the policy drew for the same prompt, Example.beside",
+    "mismatched": "it is another prompt's answer behind this prompt, and a training of two rows or more makes it",
+}
+"""Fields of rows that only some objectives read, and what makes them."""
+
+
+def made_by(field: str) -> str:
+    """Return, as the end of a sentence, what makes ``field``."""
+    return MADE_BY.get(field, f"give it with the row as {field}")

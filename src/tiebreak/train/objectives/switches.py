@@ -72,6 +72,11 @@ def parts_of(knobs: Mapping[str, Any]) -> dict[str, Part]:
     return found | {name: term for name, term in TERMS.items() if whole.get(name)}
 
 
+def needs_of(knobs: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the fields that the rows of an objective need to have."""
+    return tuple(dict.fromkeys(need for part in parts_of(knobs).values() for need in part.needs))
+
+
 def settled(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return all knobs of the objective that ``given`` describes, with the defaults of the functions it names.
 
