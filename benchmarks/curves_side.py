@@ -29,7 +29,7 @@ from tiebreak.models.encode import encode_tree
 from tiebreak.models.load import build_causal, start_reward, train_tokenizer
 from tiebreak.records import InputError, Prompt
 from tiebreak.train.learner import Learner
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.objectives.presets import OFFLINE
 from tiebreak.train.offline import Pace, Watch, fit
 from tiebreak.train.order import Facts, Order
 from tiebreak.train.track import read_track
@@ -155,7 +155,7 @@ def in_order(job: dict[str, Any], rows: Sequence[Row]) -> list[Row]:
 
 def knobs(job: dict[str, Any]) -> dict[str, Any]:
     """Return the objective's published settings."""
-    return dict(OBJECTIVES[METHODS[job["task"]]].knobs)
+    return dict(OFFLINE[METHODS[job["task"]]].knobs)
 
 
 def margins(

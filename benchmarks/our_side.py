@@ -11,7 +11,7 @@ from workload import RATES, Row, build
 
 from tiebreak.models.forest import Tree
 from tiebreak.train.learner import Learner
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.objectives.presets import OFFLINE
 from tiebreak.train.pace import Pace
 from tiebreak.train.rows import Example
 from tiebreak.train.update import Compute
@@ -47,7 +47,7 @@ class Ours:
         self.reference = None
         if self.task == "dpo":
             self.reference = build(job["model"], self.task, seed=job["seed"] + 1, device=self.device).eval()
-        knobs = dict(OBJECTIVES[METHODS[self.task]].knobs)
+        knobs = dict(OFFLINE[METHODS[self.task]].knobs)
         if self.task == "reward":
             knobs["target"] = "hard"
         pace = Pace(batch=self.pairs, learning_rate=RATES[self.task], warmup=0.0, decay="constant")

@@ -34,6 +34,10 @@ Words = Annotated[
     typer.Argument(help="RECIPE.yaml (optional) and key=value settings", metavar="[RECIPE] [KEY=VALUE]..."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Write one JSON object to standard output.")]
+DryRun = Annotated[
+    bool,
+    typer.Option("--dry-run", help="Show what would be done: steps or cells, calls, price, memory."),
+]
 
 VERBS = {
     "import": "Read prompts, answers and votes into the project's ledger.",
@@ -46,7 +50,7 @@ VERBS = {
     "report": "Write the page that tells the whole run.",
     "export": "Write the pairs in the shapes other trainers read.",
 }
-TOP = ("project", "seed", "threads", "device", "ledger", "collect", *VERBS)
+TOP = ("project", "seed", "threads", "device", "ledger", "collect", "study", *VERBS)
 TABLES = {
     "data": ("tiebreak.data.formats", "FORMATS"),
     "judge": ("tiebreak.judge.table", "JUDGES"),
@@ -56,6 +60,7 @@ TABLES = {
     "curate": ("tiebreak.curate.table", "STEPS"),
     "rewards": ("tiebreak.rewards.table", "REWARDS"),
     "objectives": ("tiebreak.train.objectives.presets", "OBJECTIVES"),
+    "heads": ("tiebreak.train.objectives.presets", "HEADS"),
     "policy_gradient": ("tiebreak.train.policy_gradient.presets", "POLICY_GRADIENT"),
     "rounds": ("tiebreak.train.methods", "ROUNDS"),
     "orders": ("tiebreak.train.order", "ORDERS"),
@@ -76,13 +81,7 @@ class _Verb(TyperCommand):
 
 
 @app.command("run")
-def run_command(
-    words: Words = None,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Show what would be done: steps, calls, their price, memory.")
-    ] = False,
-    as_json: AsJson = False,
-) -> None:
+def run_command(words: Words = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
     """Carry out a recipe, redoing only what has changed."""
     from tiebreak.recipe import build_recipe, load_recipe
 
@@ -151,8 +150,20 @@ def collect_command(
         typer.echo(f"Kept as a preference set: {found['saved']}")
 
 
+@app.command("study", cls=_Verb)
+def study_command(words: Words = None, dry_run: DryRun = False, as_json: AsJson = False) -> None:
+    """Carry out a recipe many times, with other methods, labels or seeds, and compare."""
+    from tiebreak.run.study import said
+
+    typer.echo(said(_recipe_for("study", words or []), dry_run=dry_run, as_object=as_json))
+
+
 for _section in VERBS:
     app.command(_section, cls=_Verb)(_verb(_section))
+
+
+TOLD = {"formula": "formula", "when to use it": "use", "paper": "paper"}
+"""What `ls` also says of a table whose rows say it: heading -> field."""
 
 
 @app.command("ls")
@@ -169,21 +180,23 @@ def ls_command(
         name: list(load_object(":".join(place), what=name)) for name, place in TABLES.items() if table in (None, name)
     }
     if as_json:
-        rows = {
-            n: [{k: getattr(r, k) for k in ("name", "does", "knobs", "paper")} for r in t] for n, t in found.items()
-        }
-        _print_json(rows)
+        told = ("name", "does", "knobs", "paper", "formula", "use")
+        _print_json({name: [{key: getattr(row, key) for key in told} for row in rows] for name, rows in found.items()})
         return
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     console = Console()
     for name, rows_of in found.items():
-        shown = Table(title=name, title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0))
-        for heading in ("name", "what it does", "knobs"):
+        headings = {"name": "name", "what it does": "does"}
+        headings |= {said: key for said, key in TOLD.items() if any(getattr(row, key) for row in rows_of)}
+        shown = Table(title=name, title_justify="left", title_style="bold", box=None, padding=(0, 2, 1, 0))
+        for heading in (*headings, "knobs"):
             shown.add_column(heading, style="cyan" if heading == "name" else "", overflow="fold")
         for row in rows_of:
-            shown.add_row(row.name, row.does, ", ".join(f"{k}={v}" for k, v in row.settle({}, where=name).items()))
+            knobs = ", ".join(f"{k}={v}" for k, v in row.settle({}, where=name).items() if v != "")
+            shown.add_row(*(escape(str(getattr(row, key))) for key in headings.values()), escape(knobs))
         console.print(shown)
         console.print()
 

@@ -43,12 +43,21 @@ def load_object(path: str, *, what: str) -> Any:
     return getattr(module, attribute)
 
 
+class UnknownKnob(InputError):
+    """A knob that a row does not have; ``knob`` is its name."""
+
+    def __init__(self, knob: str, said: str) -> None:
+        super().__init__(said)
+        self.knob = knob
+
+
 @dataclass(frozen=True, kw_only=True)
 class Row:
     """One named thing: what it does in a line, its knobs with their defaults, where its code and its paper are.
 
     ``knobs`` of None are read off the keyword arguments of the code itself, which is how a user's own thing has knobs.
-    ``formula`` is what it computes and ``use`` when to take it, where that is worth a line.
+    ``formula`` is what it computes and ``use`` when to take it, where that is worth a line. ``more`` is the path of a
+    function that settles knobs beyond those listed, for a row that is a combination of parts with knobs of their own.
     """
 
     name: str
@@ -58,6 +67,7 @@ class Row:
     paper: str = ""
     formula: str = ""
     use: str = ""
+    more: str = ""
 
     def load(self) -> Callable[..., Any]:
         """Import and return the code behind the row."""
@@ -67,10 +77,13 @@ class Row:
     def settle(self, given: Mapping[str, Any], *, where: str) -> dict[str, Any]:
         """Return the defaults overridden by ``given``; an unknown knob is refused with the nearest name."""
         knobs = self.knobs if self.knobs is not None else _keywords(self.load())
+        if self.more and not set(given) <= set(knobs):
+            beyond: dict[str, Any] = load_object(self.more, what=self.name)({**knobs, **given}, where=where)
+            return {name: beyond[name] for name in (*knobs, *given)}
         for name in given:
             if name not in knobs:
                 has = f"it has {', '.join(knobs)}" if knobs else "it has none"
-                raise InputError(f"{where}: {self.name!r} has no knob {name!r}; {has}.{nearest(name, knobs)}")
+                raise UnknownKnob(name, f"{where}: {self.name!r} has no knob {name!r}; {has}.{nearest(name, knobs)}")
         return {**knobs, **given}
 
 

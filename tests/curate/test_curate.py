@@ -11,22 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.curate.judgments import A, B, said
 from tiebreak.curate.table import STEPS, Rows, curate, settle
 from tiebreak.records import InputError, Judgment, Pair
-
-A, B = "a", "b"
-
-
-def said(
-    p: float | None = None, *, slots: tuple[str, ...] = (A, B), winner: int | None = None, **more: Any
-) -> Judgment:
-    """A judgment of P(first slot) = ``p``, or of a winner alone."""
-    if winner is None and p is not None:
-        winner = None if p == 0.5 else int(p < 0.5)
-    fields = {"verdict": "tie" if winner is None else "slot", "by": "rule:x", "prompt_id": "p", **more}
-    if fields["verdict"] != "slot":
-        winner = None
-    return Judgment(slots=slots, winner=winner, probability=p, **fields)
 
 
 def one(*judgments: Judgment, steps: list[Any] | None = None) -> Pair:
@@ -199,10 +186,10 @@ def test_the_knobs_of_a_row_are_its_functions_keywords(row: Any) -> None:
 
 
 def test_a_step_is_written_in_three_ways() -> None:
-    assert settle("soft_label") == ("soft_label", {"average": "probability", "clamp": None})
+    assert settle("soft_label") == ("soft_label", {"average": "probability", "clamp": None, "by": None})
     assert settle({"drop": "conflicts"}) == ("drop", {"what": "conflicts"})
     assert settle({"confident": {"p": 0.8}}) == ("confident", {"p": 0.8})
-    assert settle({"plurality": None}) == ("plurality", {})
+    assert settle({"best_worst": None}) == ("best_worst", {})
 
 
 @pytest.mark.parametrize(
@@ -214,13 +201,13 @@ def test_a_step_is_written_in_three_ways() -> None:
         (["best_worst"], "no pairs yet; begin with soft_label"),
         (["soft_label", {"best_worst": 2}], "has no knobs"),
         ([], "no steps"),
-        (["soft_label", "plurality"], "'plurality' derives pairs.*first"),
+        (["soft_label", "plurality"], "'plurality' derives rows.*first"),
         (["soft_label", {"drop": "tie"}], "'tie'.*Did you mean 'ties'"),
         (["soft_label", {"drop": 3}], "drop is given 3"),
         (["soft_label", {"drop": {"waht": "ties"}}], "'waht'.*Did you mean 'what'"),
         ([{"soft_label": "median"}], "'median'; expected probability or logit"),
-        ([{"plurality": 3}], "has no knobs"),
-        (["soft_label", {"confident": "much"}], "'much'; expected a number"),
+        ([{"plurality": 3}], "by = 3; expected the name of a judge"),
+        (["soft_label", {"confident": "much"}], "'much'; expected a number from 0.5 to 1"),
         (["soft_label", {"first": 0}], "n = 0"),
         ([{"soft_label": "logit", "drop": "ties"}], "one name with its knobs"),
         ([["soft_label"]], "expected a name"),
@@ -240,8 +227,8 @@ def test_a_step_of_ones_own_has_its_keywords_as_knobs(tmp_path: Path, monkeypatc
     (tmp_path / "own_step.py").write_text(
         "from tiebreak.curate.table import Step\n"
         "def every(rows, *, nth=2):\n"
-        "    kept = list(rows.pairs)[::nth]\n"
-        "    return Step(kept, {'not the nth': len(rows.pairs) - len(kept)})\n"
+        "    kept = list(rows.rows)[::nth]\n"
+        "    return Step(kept, {'not the nth': len(rows.rows) - len(kept)})\n"
     )
     monkeypatch.syspath_prepend(str(tmp_path))
     pairs, funnel, *_ = curate(items(9), ["soft_label", {"own_step:every": 3}])
@@ -251,60 +238,8 @@ def test_a_step_of_ones_own_has_its_keywords_as_knobs(tmp_path: Path, monkeypatc
         settle({"own_step:every": {"nht": 3}})
 
 
-def test_a_step_sees_judgments_and_pairs() -> None:
+def test_a_step_sees_judgments_and_rows() -> None:
     rows = Rows({"i": [said(0.9)]})
-    assert rows.pairs is None
-    assert STEPS["soft_label"].load()(rows).pairs[0].p == pytest.approx(0.9)
-
-
-NEITHER, TIE = "neither best nor worst", "best and worst tie"
-
-
-def met(*results: tuple[str, str, float], prompt: str = "p") -> list[Judgment]:
-    """Judgments of one prompt: each names two answers and P(the first is better)."""
-    return [said(p, slots=(a, b), prompt_id=prompt) for a, b, p in results]
-
-
-def best_worst(*results: tuple[str, str, float]) -> tuple[list[Pair], dict[str, int]]:
-    pairs, funnel, *_ = curate(met(*results), ["soft_label", "best_worst"])
-    return pairs, dict(funnel[-1].dropped)
-
-
-def test_of_each_prompt_the_pair_of_best_and_worst_is_kept_as_it_was_judged() -> None:
-    results = [("a", "b", 0.6), ("a", "c", 0.7), ("b", "c", 0.9), ("a", "d", 0.8), ("b", "d", 0.6), ("c", "d", 0.6)]
-    judgments = [*met(*results), *met(("x", "y", 0.2), prompt="q")]
-    every, *_ = curate(judgments, ["soft_label"])
-    kept, funnel, *_ = curate(judgments, ["soft_label", "best_worst"])
-    # means: a 0.7, b (0.4 + 0.9 + 0.6) / 3 = 0.63, c (0.3 + 0.1 + 0.6) / 3 = 0.33, d (0.2 + 0.4 + 0.4) / 3 = 0.33
-    assert [(pair.chosen_id, pair.rejected_id) for pair in kept] == [("a", "d"), ("y", "x")]
-    assert all(pair in every for pair in kept)
-    assert funnel[-1].dropped == {NEITHER: 5}
-    assert curate(judgments[::-1], ["soft_label", "best_worst"])[0] == kept[::-1]
-
-
-def test_wins_are_means_so_an_answer_met_more_often_wins_no_more() -> None:
-    often = [("a", "b", 0.6), ("a", "c", 0.6), ("a", "d", 0.6), ("a", "e", 0.6)]
-    kept, dropped = best_worst(*often, ("f", "e", 0.9))
-    assert [(pair.chosen_id, pair.rejected_id, pair.p) for pair in kept] == [("f", "e", 0.9)]
-    assert dropped == {NEITHER: 4}
-
-
-def test_among_equals_the_best_is_the_first_by_id_and_the_worst_the_last() -> None:
-    kept, _ = best_worst(("b", "a", 0.5), ("d", "c", 0.5), *((low, high, 0.1) for low in "dc" for high in "ba"))
-    assert [(pair.chosen_id, pair.rejected_id) for pair in kept] == [("a", "d")]
-
-
-@pytest.mark.parametrize(
-    ("results", "dropped"),
-    [
-        ([("a", "b", 0.5)], {TIE: 1}),
-        ([("a", "b", 0.9), ("b", "c", 0.9), ("c", "a", 0.9)], {TIE: 1, NEITHER: 2}),
-        ([("a", "b", 0.9), ("b", "c", 0.9)], {"best and worst were not judged together": 1, NEITHER: 1}),
-        ([("a", "b", 0.5), ("a", "c", 0.9), ("c", "b", 0.9)], {TIE: 1, NEITHER: 2}),
-        ([("a", "b", 0.4), ("a", "c", 0.9), ("c", "b", 0.9)], {"the worst beat the best": 1, NEITHER: 2}),
-    ],
-)
-def test_a_prompt_without_a_best_that_beat_its_worst_goes_and_is_counted_once(
-    results: list[tuple[str, str, float]], dropped: dict[str, int]
-) -> None:
-    assert best_worst(*results) == ([], dropped)
+    assert rows.rows is None
+    (pair,) = STEPS["soft_label"].load()(rows).rows
+    assert pair.p == pytest.approx(0.9)

@@ -1,6 +1,7 @@
 """README.md and docs/ as tests: every block runs or says why not, every name has its line, every link resolves.
 
-``python tests/docs/test_docs.py`` rewrites the key tables of docs/run.md from the recipe's models.
+``python tests/docs/test_docs.py`` rewrites the key tables of docs/run.md from the recipe's models, and the tables of
+docs/objectives.md from the registry.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import yaml
 from pydantic import BaseModel
 from typer.main import get_command
 
-from tiebreak.cli import app
+from tiebreak.cli import TABLES, app
 from tiebreak.recipe import Recipe, build_recipe, sections
+from tiebreak.registry import load_object
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -30,7 +32,8 @@ HARMLESS = ("tiebreak", "cat", "ls", "head", "tail", "wc", "mkdir", "cp", "mv", 
 SLOW = ("tutorial.md", "train.md", "sample.md", "README.md")
 PAGE_OF = (
     {"data": "import", "rule": "judge", "overall": "aspects"}
-    | dict.fromkeys(("objectives", "orders", "optimizers", "trackers"), "train")
+    | dict.fromkeys(("orders", "optimizers", "trackers"), "train")
+    | dict.fromkeys(("objectives", "heads"), "objectives")
     | dict.fromkeys(("policy_gradient", "rounds"), "online")
 )
 NAMES = [page.name for page in PAGES]
@@ -262,6 +265,30 @@ def test_key_tables_equal_the_models() -> None:
     assert shown == {m.__name__ for m in vars(sections).values() if _is_section(m)}
 
 
+ROWS = re.compile(r"<!-- rows: (\w+) -->\n.*?<!-- end -->", re.DOTALL)
+
+
+def row_table(name: str) -> str:
+    """The rows of a table of methods as a Markdown table."""
+    lines = ["| name | formula | switches and defaults | when to use it | paper |", "|---|---|---|---|---|"]
+    for row in load_object(":".join(TABLES[name]), what=name):
+        knobs = ", ".join(f"`{key}: {_written(value)}`" for key, value in (row.knobs or {}).items() if value != "")
+        cells = (f"`{row.name}`: {row.does}", f"`{row.formula}`", knobs, row.use, row.paper)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines)
+
+
+def with_row_tables(text: str) -> str:
+    """The page with each table between ``rows`` marks written from the registry."""
+    return ROWS.sub(lambda m: f"<!-- rows: {m[1]} -->\n\n{row_table(m[1])}\n\n<!-- end -->", text)
+
+
+def test_the_tables_of_methods_equal_the_registry() -> None:
+    text = (ROOT / "docs" / "objectives.md").read_text(encoding="utf-8")
+    assert text == with_row_tables(text), "run: python tests/docs/test_docs.py"
+    assert set(ROWS.findall(text)) == {"objectives", "heads"}
+
+
 def _is_section(model: object) -> bool:
     return isinstance(model, type) and issubclass(model, sections.Section) and model.__name__ not in ("Section", "Open")
 
@@ -269,3 +296,5 @@ def _is_section(model: object) -> bool:
 if __name__ == "__main__":
     run_page = ROOT / "docs" / "run.md"
     run_page.write_text(with_key_tables(run_page.read_text(encoding="utf-8")), encoding="utf-8")
+    methods_page = ROOT / "docs" / "objectives.md"
+    methods_page.write_text(with_row_tables(methods_page.read_text(encoding="utf-8")), encoding="utf-8")

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiebreak.evaluate.reward import agreement_with_truth, calibration, length_baseline, pair_accuracy, temperature
+from tiebreak.evaluate.reward import (
+    agreement_with_truth,
+    attribute_accuracies,
+    calibration,
+    length_baseline,
+    pair_accuracy,
+    temperature,
+)
 from tiebreak.stats.intervals import wilson
 
 
@@ -46,6 +53,22 @@ def test_weights_move_the_mean():
 def test_a_missing_score_is_refused_not_counted():
     with pytest.raises(ValueError, match="could not be scored"):
         pair_accuracy([1.0, math.nan])
+
+
+def test_each_attribute_is_measured_by_itself_and_the_score_by_its_weights():
+    marks = np.array([[1.0, 2.0], [0.5, 3.0], [-1.0, -2.0], [2.0, 0.0]])
+    found = attribute_accuracies(marks, ["good", "long"], ["a", "a", "b", "c"])
+    assert list(found) == ["good", "long"]
+    assert found["good"] == pair_accuracy(marks[:, 0], ["a", "a", "b", "c"])
+    assert (found["good"].value, found["long"].value, found["long"].ties) == (0.75, 0.625, 1)
+    assert pair_accuracy(marks @ [1.0, -0.5]).value == (0.5 + 0 + 0.5 + 1) / 4
+    assert attribute_accuracies(marks, ["good", "long"], ties="exclude")["long"].n == 3
+
+
+@pytest.mark.parametrize("names", [["good"], ["good", "good"], ["good", "long", "kind"]])
+def test_marks_need_a_name_for_each_column(names):
+    with pytest.raises(ValueError, match="a column for each"):
+        attribute_accuracies(np.zeros((3, 2)), names)
 
 
 def test_length_baseline_learns_its_direction_elsewhere():

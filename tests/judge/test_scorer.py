@@ -22,22 +22,28 @@ from tiebreak.judge import run as judge_run
 from tiebreak.judge.run import judge_pairs
 from tiebreak.judge.scorer import first_probability, make
 from tiebreak.judge.table import Prepares, Question
+from tiebreak.models.forms import SCALAR, Form
 from tiebreak.models.load import Loaded, save_model, to_reward
 from tiebreak.models.maker import maker_of
-from tiebreak.models.score import score_each
+from tiebreak.models.score import score, score_each
 from tiebreak.recipe import build_recipe
 from tiebreak.records import InputError, Judgment, Progress, Response, content_id
 from tiebreak.rewards.judged import make_against
 
+FORMS = [Form(kind="skew", tau=0.1), Form(kind="pairwise"), Form(kind="gap")]
+COMPARING = pytest.mark.parametrize("form", FORMS, ids=lambda form: form.kind)
 
-def reward_model(seed: int = 1) -> Loaded:
+
+def reward_model(seed: int = 1, form: Form = SCALAR) -> Loaded:
     loaded = causal("llama")
-    return Loaded(to_reward(loaded.model, loaded.tokenizer, seed=seed), loaded.tokenizer)
+    labels = {"skew": 4, "attributes": 2}.get(form.kind, 1)
+    model = to_reward(loaded.model, loaded.tokenizer, seed=seed, labels=labels, form=form)
+    return Loaded(model, loaded.tokenizer, form)
 
 
 def saved(loaded: Loaded, folder: Path) -> str:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    save_model(loaded.model, loaded.tokenizer, folder)
+    save_model(loaded.model, loaded.tokenizer, folder, form=loaded.form)
     return str(folder)
 
 
@@ -196,6 +202,59 @@ def test_all_that_steers_is_in_the_rubric_and_the_weights_are_in_the_name(folder
 def test_a_wrong_knob_is_refused_with_the_cure(folder: str, knobs: dict[str, Any], words: str) -> None:
     with pytest.raises(InputError, match=words):
         make(**{"model": folder, **knobs})
+
+
+@COMPARING
+def test_a_model_that_compares_says_the_same_in_both_orders_to_the_last_bit(form: Form, tmp_path: Path) -> None:
+    made, loaded = many(6), reward_model(form=form)
+    with ledger_with(tmp_path / "l.db", made) as ledger:
+        judged = judge_pairs(ledger, make(model=saved(loaded, tmp_path / "model"), temperature=0.5), made)
+        found = ledger.judgments(judged.judgment_ids)
+    for (prompt, a, b), there, back in zip(made, found[::2], found[1::2], strict=True):
+        ((first, second),) = score(loaded, [(prompt, [a, b])])
+        assert there.probability == 1 - back.probability
+        assert there.fields["scores"] == back.fields["scores"][::-1] == pytest.approx([first, second], abs=1e-4)
+        p = there.p_better(a.id)
+        assert p == pytest.approx(1 / (1 + math.exp((second - first) / 0.5)), abs=1e-4)
+        assert p not in (0.5, None)
+
+
+@COMPARING
+def test_a_pair_that_was_compared_is_looked_up_in_either_order(form: Form, tmp_path: Path) -> None:
+    folder = saved(reward_model(form=form), tmp_path / "model")
+    judge, made = make(model=folder), many(3)
+    judge.prepare([Question(prompt, (a, b)) for prompt, a, b in made])
+    assert judge.by
+    shutil.rmtree(folder)
+    del judge._loaded
+    for prompt, a, b in made:
+        assert ask(judge, (prompt, b, a)).probability == 1 - (ask(judge, (prompt, a, b)).probability or 0)
+
+
+def test_a_pair_that_cannot_be_compared_is_invalid_with_the_reason(tmp_path: Path) -> None:
+    judge = make(model=saved(reward_model(form=FORMS[1]), tmp_path / "model"))
+    judgment = ask(judge, pair(0, " word" * 200))
+    assert (judgment.verdict, judgment.probability, judgment.fields) == ("invalid", None, {})
+    assert judgment.raw == "the answers are too long for a window of 128 tokens"
+
+
+def test_comparisons_that_are_no_numbers_stop_the_run(tmp_path: Path) -> None:
+    loaded = reward_model(form=FORMS[0])
+    torch.nn.init.constant_(loaded.model.score.weight, math.nan)
+    with pytest.raises(InputError, match=r"gave nan for response .* and .*; it cannot judge"):
+        ask(make(model=saved(loaded, tmp_path / "broken")), pair())
+
+
+def test_what_the_outputs_mean_is_in_the_rubric(folder: str, tmp_path: Path) -> None:
+    likes = Form(kind="attributes", names=("good", "long"), weights=(1.0, -0.5))
+    hates = Form(kind="attributes", names=("good", "long"), weights=(1.0, 0.5))
+    rubrics = {make(model=folder).rubric}
+    for number, form in enumerate((likes, hates, *FORMS)):
+        rubrics.add(make(model=saved(reward_model(form=form), tmp_path / str(number))).rubric)
+    assert len(rubrics) == 6
+    one = pair(2)
+    turned = [ask(make(model=str(tmp_path / name)), one).fields["scores"] for name in ("0", "1")]
+    assert turned[0] != turned[1]
 
 
 def test_a_policy_is_no_judge(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from tests.models.tiny import tokenizer
-from tiebreak.models.encode import encode_completion, encode_prompt, encode_tree
+from tiebreak.models.encode import encode_completion, encode_prompt, encode_sides, encode_tree
 from tiebreak.records import InputError, Message, Prompt, Response
 
 PLAIN = tokenizer()
@@ -195,3 +195,39 @@ def test_a_completion_is_never_cut_a_row_that_does_not_fit_is_dropped_whole() ->
     assert tree.branches[1] == whole
     assert encode_tree(PLAIN, Prompt(text=POST), [short, long], window=len(whole)) == (None, False)
     assert encode_tree(PLAIN, Prompt(text=POST), [], window=100) == (None, False)
+
+
+def test_answers_to_different_prompts_grow_from_what_the_prompts_share() -> None:
+    """Ids are those of each prompt with its own answer; the rest of a prompt is read in the branch and not learned."""
+    asked = [Prompt(text="Name an animal.\n\nBe brief."), Prompt(text="Name an animal.\n\nUse capitals, please.")]
+    sides = [(asked[0], answer(" A cat.")), (asked[1], answer(" A CAT."))]
+    for made in (PLAIN, with_bos()):
+        tree, cut = encode_sides(made, sides, window=100)
+        assert tree is not None
+        assert not cut
+        for (prompt, response), branch, taught in zip(sides, tree.branches, tree.taught, strict=True):
+            alone, _ = encode_tree(made, prompt, [response], window=100)
+            assert alone is not None
+            assert tree.trunk + branch == alone.trunk + alone.branches[0]
+            assert sum(taught) == len(alone.branches[0])
+            assert taught == tuple(sorted(taught)), "the answer is the end of the branch"
+        assert tree.branches[0][0] != tree.branches[1][0]
+
+
+def test_answers_to_one_prompt_are_its_tree() -> None:
+    prompt = Prompt(text="Name an animal.")
+    answers = [answer(" A cat."), answer(" A dog.")]
+    expected = encode_tree(PLAIN, prompt, answers, window=50)
+    assert encode_sides(PLAIN, [(prompt, one) for one in answers], window=50) == expected
+    assert expected[0] is not None
+    assert expected[0].taught == ()
+
+
+def test_prompts_without_a_common_start_and_answers_without_room_are_dropped_whole() -> None:
+    prompts = [Prompt(text="Name an animal."), Prompt(text="user: hello")]
+    assert encode_sides(PLAIN, [(one, answer(" A cat.")) for one in prompts], window=50) == (None, False)
+    tree, _ = encode_sides(with_bos(), [(one, answer(" A cat.")) for one in prompts], window=50)
+    assert tree is not None
+    assert len(tree.trunk) == 1, "both begin with BOS"
+    long = [(prompts[0], answer(" A cat.")), (prompts[0], answer(" cat" * 60))]
+    assert encode_sides(PLAIN, long, window=50)[0] is None

@@ -21,11 +21,14 @@ from transformers import (
 
 from tests.models.tiny import ENCODERS, RUNS, SIZES, causal, ids, tokenizer, trees
 from tiebreak.models.forest import Tree, plant
-from tiebreak.models.heads import centre_bias, head_of, is_encoder, scores, unpacked
+from tiebreak.models.heads import head_of, is_encoder, scores, unpacked
 from tiebreak.models.load import build_encoder, save_model, to_reward
 from tiebreak.records import InputError
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.rewards.model import centre_bias
+from tiebreak.train.objectives.presets import OFFLINE
 from tiebreak.train.offline import Compute, Example, Pace, fit
+
+KNOBS = {name: value for name, value in OFFLINE["bradley_terry"].knobs.items() if name != "outputs"}
 
 
 def encoder(kind: str, *, seed: int = 0) -> PreTrainedModel:
@@ -202,7 +205,7 @@ def test_bradley_terry_on_an_encoder_tells_16_pairs_apart(kind: str, compute: Co
     done = fit(
         model,
         pairs(16),
-        OBJECTIVES["bradley_terry"].knobs,
+        KNOBS,
         Pace(epochs=20.0, batch=8, learning_rate=3e-3),
         seed=0,
         folder=tmp_path,
@@ -224,8 +227,8 @@ def test_a_batch_split_into_forests_has_the_same_loss_and_gradient(tmp_path: Pat
     lines = []
     for tokens in (None, 30):
         folder, compute = tmp_path / str(tokens), Compute(tokens=tokens)
-        pace, knobs = Pace(epochs=1.0, batch=8), OBJECTIVES["bradley_terry"].knobs
-        fit(encoder("bert"), pairs(8), knobs, pace, seed=0, folder=folder, compute=compute)
+        pace = Pace(epochs=1.0, batch=8)
+        fit(encoder("bert"), pairs(8), KNOBS, pace, seed=0, folder=folder, compute=compute)
         lines.append(json.loads((folder / "metrics.jsonl").read_text().splitlines()[0]))
     for name in ("loss", "grad_norm"):
         assert lines[0][name] == pytest.approx(lines[1][name], rel=1e-4)

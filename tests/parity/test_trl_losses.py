@@ -28,7 +28,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from tests.models.tiny import causal
 from tests.train.made import METHODS, examples, start
 from tiebreak.train.learner import Learner
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.objectives.presets import OFFLINE
 from tiebreak.train.pace import Pace
 from tiebreak.train.rows import Example
 from tiebreak.train.update import Compute
@@ -125,7 +125,7 @@ def theirs(method: str, kind: str, rows: Sequence[Example], folder: Path) -> Tak
 def learner_of(method: str, kind: str, compute: Compute | None = None, **pace: Any) -> Learner:
     return Learner(
         start(method, kind),
-        OBJECTIVES[method].knobs,
+        OFFLINE[method].knobs,
         Pace(batch=BATCH, learning_rate=RATE, warmup=0.0, decay="constant", **pace),
         compute,
         optimizer_knobs={"epsilon": EPSILON[kind]},

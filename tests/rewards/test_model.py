@@ -12,11 +12,10 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 from tests.models.tiny import ENCODERS, causal, ids, tokenizer
 from tiebreak.models.encode import encode_tree
 from tiebreak.models.forest import Tree
-from tiebreak.models.heads import centre
 from tiebreak.models.load import Loaded, build_encoder, context_of, load_reward, save_model, to_reward
 from tiebreak.models.score import score
 from tiebreak.records import InputError, Prompt, Response
-from tiebreak.rewards.model import centre_on
+from tiebreak.rewards.model import centre, centre_on
 
 PROMPTS = [Prompt(text=f"POST: My cat number {i} left home.\n\nTL;DR:") for i in range(5)]
 ANSWERS = (" A cat left.", " Cats.", " It left home and was missed by everybody.")

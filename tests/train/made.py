@@ -16,7 +16,7 @@ from transformers import PreTrainedModel
 from tests.models.tiny import causal, ids
 from tiebreak.models.forest import Tree
 from tiebreak.models.load import to_reward
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.objectives.presets import OFFLINE
 from tiebreak.train.offline import Example, Pace, Trained, Watch, fit
 
 METHODS = ("sft", "bradley_terry", "dpo")
@@ -46,7 +46,7 @@ def train(method: str, folder: Path, model: PreTrainedModel | None = None, **mor
     asked: dict[str, Any] = {"pace": PACE, "rows": examples(method), "seed": 1, "knobs": {}, "log_every": 1, **more}
     rows, pace = asked.pop("rows"), asked.pop("pace")
     watch = Watch(**{field.name: asked.pop(field.name) for field in fields(Watch) if field.name in asked})
-    knobs: Mapping[str, Any] = {**OBJECTIVES[method].knobs, **asked.pop("knobs")}
+    knobs: Mapping[str, Any] = {**OFFLINE[method].knobs, **asked.pop("knobs")}
     return fit(start(method) if model is None else model, rows, knobs, pace, folder=folder, watch=watch, **asked)
 
 

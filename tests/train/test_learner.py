@@ -17,7 +17,7 @@ from tests.train.made import examples, start
 from tiebreak.models.adapters import Adapter, adapt
 from tiebreak.models.logprobs import padded_logps
 from tiebreak.train.learner import Learner
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.objectives.presets import OFFLINE
 from tiebreak.train.objectives.switches import Outcome, Seen, objective
 from tiebreak.train.pace import Pace
 from tiebreak.train.rows import Example, Loss
@@ -72,7 +72,7 @@ def made(
     knobs: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Learner:
-    whole = {**(OBJECTIVES[method].knobs if loss is objective else {}), **(knobs or {})}
+    whole = {**(OFFLINE[method].knobs if loss is objective else {}), **(knobs or {})}
     return Learner(model or start(method, kind), whole, pace, compute, loss=loss, **more)
 
 

@@ -28,7 +28,7 @@ from tiebreak.records import InputError
 from tiebreak.train import memory
 from tiebreak.train.learner import Learner
 from tiebreak.train.memory import available, find_tokens, is_out_of_memory, largest_fit, out_of_memory
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.objectives.presets import OFFLINE
 from tiebreak.train.objectives.switches import objective
 from tiebreak.train.offline import Pace, settle
 from tiebreak.train.rows import Example
@@ -62,7 +62,7 @@ def rows(count: int, trunk: int, branch: int, *, sides: int = 2, more: int = 0) 
 def learner(
     model: Any = None, method: str = "dpo", *, batch: int = 4, optimizer: str = "adamw", **more: Any
 ) -> Learner:
-    knobs = settle(objective, OBJECTIVES[method].knobs)
+    knobs = settle(objective, OFFLINE[method].knobs)
     pace = Pace(batch=batch, learning_rate=1e-3)
     return Learner(start(method) if model is None else model, knobs, pace, Compute(**more), optimizer=optimizer)
 
@@ -134,7 +134,7 @@ class Bounded(Learner):
 
 
 def bounded(limit: int, model: Any = None, *, batch: int = 4, **more: Any) -> Bounded:
-    knobs = settle(objective, OBJECTIVES["dpo"].knobs)
+    knobs = settle(objective, OFFLINE["dpo"].knobs)
     pace = Pace(batch=batch, learning_rate=1e-3)
     found = Bounded(start("dpo") if model is None else model, knobs, pace, Compute(**more))
     found.limit = limit

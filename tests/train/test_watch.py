@@ -18,7 +18,7 @@ from tests.train.made import STEPS, examples, start, train, weights
 from tiebreak.models.adapters import Adapter
 from tiebreak.records import InputError
 from tiebreak.train.learner import Learner
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.objectives.presets import OFFLINE
 from tiebreak.train.offline import Pace, Trained, Watch
 from tiebreak.train.optimizers import Ema
 from tiebreak.train.rows import Example
@@ -63,7 +63,7 @@ def evaluated(folder: Path) -> dict[int, float]:
 
 
 def held_out_loss(model: PreTrainedModel, rows: list[Example]) -> float:
-    learner = Learner(model, OBJECTIVES[METHOD].knobs, PACE)
+    learner = Learner(model, OFFLINE[METHOD].knobs, PACE)
     with learner.ready():
         return float(learner.outcome(rows, learner.values(rows), None).loss)
 

@@ -7,35 +7,42 @@ from collections.abc import Sequence
 from typing import Literal
 
 from tiebreak.curate.table import Rows, Step, items_of
+from tiebreak.curate.voices import By, heard, ids_of
 from tiebreak.judge.verdict import soft_label as verdict_soft_label
 from tiebreak.records import InputError, Judgment, Pair
 
 UNREADABLE = "no readable verdict"
 NO_PAIR = "not a pair of responses"
+UNHEARD = "not judged by those named"
+"""Why an item gives no pair."""
+
 Average = Literal["probability", "logit"]
 
 
-def soft_label(rows: Rows, *, average: Average = "probability", clamp: Sequence[float] | None = None) -> Step:
+def soft_label(
+    rows: Rows, *, average: Average = "probability", clamp: Sequence[float] | None = None, by: By = None
+) -> Step:
     """One pair per item with p = P(chosen is better); the likelier side is chosen.
 
     Judgments are averaged within an order, then the orders weigh the same, then it is decided: deciding first would
     lose what each judgment was sure of. ``average`` is ``probability`` or ``logit``, which cancels a slot bias that is
-    additive in logits. ``clamp`` = [lo, hi] bounds p as Constitutional AI does (0.4, 0.6). An item without a readable
-    judgment is dropped and counted; a tie stays as p = 1/2 with the sides in id order, which favours neither.
+    additive in logits. ``clamp`` = [lo, hi] bounds p as Constitutional AI does (0.4, 0.6). ``by`` names whose judgments
+    count, such as ``human:*``. An item without a readable judgment is dropped and counted; a tie stays as p = 1/2 with
+    the sides in id order, which favours neither.
 
     Raises:
-        InputError: an average or a clamp it does not know, or logits wanted of judgments without probabilities.
+        InputError: an average, a clamp or a judge it does not know, or logits of judgments without probabilities.
     """
-    items = items_of(rows, "soft_label")
+    items = heard(items_of(rows, "soft_label"), by, "soft_label")
     if average not in ("probability", "logit"):
         raise InputError(f"soft_label averages {average!r}; expected probability or logit.")
     bounds = _bounds(clamp)
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
     for judgments in items.values():
-        sides = sorted(set(judgments[0].slots))
-        if len(sides) != 2 or len(judgments[0].slots) != 2:
-            dropped[NO_PAIR] += 1
+        sides = _sides(judgments)
+        if isinstance(sides, str):
+            dropped[sides] += 1
             continue
         label = verdict_soft_label(judgments, sides[0], sides[1], how=average, clamp=bounds)
         if label is None:
@@ -45,17 +52,18 @@ def soft_label(rows: Rows, *, average: Average = "probability", clamp: Sequence[
     return Step(pairs, dropped)
 
 
-def plurality(rows: Rows) -> Step:
+def plurality(rows: Rows, *, by: By = None) -> Step:
     """One pair per item from the most frequent vote among first, second and tie; equal counts are a tie.
 
-    It counts votes and throws away how sure they were: two of 0.55 beat one of 0.99 on the other side.
+    It counts votes and throws away how sure they were: two of 0.55 beat one of 0.99 on the other side. ``by`` names
+    whose votes count, such as ``human:*``.
     """
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
-    for judgments in items_of(rows, "plurality").values():
-        sides = sorted(set(judgments[0].slots))
-        if len(sides) != 2 or len(judgments[0].slots) != 2:
-            dropped[NO_PAIR] += 1
+    for judgments in heard(items_of(rows, "plurality"), by, "plurality").values():
+        sides = _sides(judgments)
+        if isinstance(sides, str):
+            dropped[sides] += 1
             continue
         votes = Counter(
             "" if judgment.winner is None else judgment.slots[judgment.winner]
@@ -70,6 +78,14 @@ def plurality(rows: Rows) -> Step:
         p = 0.5 if len(winners) > 1 or winners == [""] else float(winners[0] == sides[0])
         pairs.append(_pair(judgments, sides, p, all(votes[side] for side in sides)))
     return Step(pairs, dropped)
+
+
+def _sides(judgments: Sequence[Judgment]) -> list[str] | str:
+    """Return the two answers that were judged, in the order of their ids, or why there are not two."""
+    if not judgments:
+        return UNHEARD
+    sides = sorted(set(judgments[0].slots))
+    return sides if len(sides) == len(judgments[0].slots) == 2 else NO_PAIR
 
 
 def _pair(judgments: Sequence[Judgment], sides: Sequence[str], p: float, conflict: bool) -> Pair:
@@ -92,7 +108,7 @@ def _pair(judgments: Sequence[Judgment], sides: Sequence[str], p: float, conflic
         margin=sum(strengths) / len(strengths) if strengths else None,
         n=len(telling),
         conflict=conflict,
-        judgment_ids=tuple(sorted(judgment.id for judgment in telling)),
+        judgment_ids=ids_of(telling),
     )
 
 

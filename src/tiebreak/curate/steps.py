@@ -1,29 +1,38 @@
-"""Steps on pairs: leave some out, or keep one of each prompt, and say how many went and why."""
+"""Steps that leave rows out, and say how many went and why."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from math import fsum
 
-from tiebreak.curate.table import Rows, Step, pairs_of
-from tiebreak.records import InputError, Pair
+from tiebreak.curate.gaps import NO_GAP, gaps
+from tiebreak.curate.knobs import check_count, check_number
+from tiebreak.curate.marks import EXACT
+from tiebreak.curate.table import Rows, Step, Texts, graded_of, pairs_of
+from tiebreak.records import Graded, InputError, Pair
 from tiebreak.registry import nearest
 
-DROPS: Mapping[str, Callable[[Pair], bool]] = {
-    "ties": lambda pair: pair.p == 0.5,
-    "conflicts": lambda pair: pair.conflict,
-}
 
-NEITHER = "neither best nor worst"
-TIE = "best and worst tie"
-APART = "best and worst were not judged together"
-CROSSED = "the worst beat the best"
-"""Why :func:`best_worst` drops a pair."""
+def _same(pairs: Sequence[Pair], texts: Texts) -> list[bool]:
+    sides = [(pair.chosen_id, pair.rejected_id) for pair in pairs]
+    ids = [side for pair in sides for side in pair]
+    words = {one.id: one.text.strip() for one in texts.responses(ids)}
+    return [words[chosen] == words[rejected] for chosen, rejected in sides]
+
+
+DROPS: Mapping[str, Callable[[Sequence[Pair], Texts], list[bool]]] = {
+    "ties": lambda pairs, texts: [pair.p == 0.5 for pair in pairs],
+    "conflicts": lambda pairs, texts: [pair.conflict for pair in pairs],
+    "same_text": _same,
+}
 
 
 def drop(rows: Rows, *, what: str | list[str] = "ties") -> Step:
-    """Leave out pairs that are ``ties`` (p = 1/2) or ``conflicts`` (judgments that favour both sides)."""
+    """Leave out pairs that teach nothing or too much.
+
+    ``ties`` have p = 1/2, ``conflicts`` have judgments that favour both sides, and ``same_text`` says the same on both
+    sides, whatever a judge made of it: such a pair has no gradient and spoils every accuracy.
+    """
     wanted = [what] if isinstance(what, str) else what
     if not isinstance(wanted, list):
         raise InputError(f"drop is given {what!r}; expected {' or '.join(DROPS)}, or a list of them.")
@@ -32,73 +41,46 @@ def drop(rows: Rows, *, what: str | list[str] = "ties") -> Step:
             raise InputError(
                 f"drop does not know {name!r}; it can drop {' and '.join(DROPS)}.{nearest(str(name), DROPS)}"
             )
-    dropped: Counter[str] = Counter()
-    kept = []
-    for pair in pairs_of(rows, "drop"):
-        reason = next((name for name in wanted if DROPS[name](pair)), None)
-        if reason is None:
-            kept.append(pair)
-        else:
-            dropped[reason] += 1
+    kept: Sequence[Pair] = pairs_of(rows, "drop")
+    dropped: dict[str, int] = {}
+    for name in wanted:
+        goes = DROPS[name](kept, rows.texts)
+        dropped[name] = dropped.get(name, 0) + sum(goes)
+        kept = [pair for pair, gone in zip(kept, goes, strict=True) if not gone]
     return Step(kept, dropped)
 
 
 def confident(rows: Rows, *, p: float = 0.6) -> Step:
     """Keep pairs with P(chosen is better) of at least ``p``."""
-    if isinstance(p, bool) or not isinstance(p, int | float) or not 0.5 <= p <= 1.0:
-        raise InputError(f"confident has p = {p!r}; expected a number from 0.5 to 1.")
+    check_number("confident", "p", p, 0.5, 1.0)
     pairs = pairs_of(rows, "confident")
     kept = [pair for pair in pairs if pair.p >= p]
     return Step(kept, {f"p below {p}": len(pairs) - len(kept)})
 
 
-def first(rows: Rows, *, n: int = 1000) -> Step:
-    """Keep the first ``n`` pairs by id, the same ones every time."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InputError(f"first has n = {n!r}; expected a whole number of at least 1.")
-    pairs = sorted(pairs_of(rows, "first"), key=lambda pair: pair.id)
-    return Step(pairs[:n], {"past the first n": max(0, len(pairs) - n)})
+def margin(rows: Rows, *, least: float = 1.0, of: str = "margin") -> Step:
+    """Keep pairs whose sides are at least this far apart, as COIG-P does with 2 points of 10 (arXiv 2504.05535).
 
+    ``of`` is ``margin``, or ``scores`` for what the chosen side scored more than the rejected one. The gap has a sign:
+    a pair whose scores favour the rejected side has none that would do. A pair without a gap is dropped and counted.
 
-def best_worst(rows: Rows) -> Step:
-    """Keep one pair of each prompt: the answer that wins most against the one that wins least.
-
-    How much an answer wins is its mean P(better) over all pairs it is in, so an answer met more often wins no more by
-    that. Among equals the best is the first by id and the worst the last. The pair is kept as it was judged: where the
-    two tie or never met, or where the worst won when they met, the prompt goes, and one of its pairs is counted under
-    that reason.
+    Raises:
+        InputError: a bound that is no number, or pairs of which not one has a margin.
     """
-    prompts: dict[str, list[Pair]] = {}
-    for pair in pairs_of(rows, "best_worst"):
-        prompts.setdefault(pair.prompt_id, []).append(pair)
-    kept: list[Pair] = []
-    dropped: Counter[str] = Counter()
-    for pairs in prompts.values():
-        found = _best_worst(pairs)
-        dropped[NEITHER] += len(pairs) - 1
-        if isinstance(found, Pair):
-            kept.append(found)
-        else:
-            dropped[found] += 1
+    bound = round(check_number("margin", "least", least), EXACT)
+    pairs = pairs_of(rows, "margin")
+    found = gaps(pairs, of, "margin", known=tuple(NO_GAP))
+    kept = [pair for pair, gap in zip(pairs, found, strict=True) if gap is not None and gap >= bound]
+    dropped = Counter({NO_GAP[of]: sum(gap is None for gap in found)})
+    dropped[f"gap below {least:g}"] = len(pairs) - len(kept) - dropped.total()
     return Step(kept, dropped)
 
 
-def _best_worst(pairs: Sequence[Pair]) -> Pair | str:
-    """Return the pair of best and worst among the pairs of one prompt, or why there is none."""
-    won: dict[str, list[float]] = {}
-    for pair in pairs:
-        won.setdefault(pair.chosen_id, []).append(pair.p)
-        won.setdefault(pair.rejected_id, []).append(1.0 - pair.p)
-    # Rounded, so that equal means are equal whatever their terms are.
-    means = {key: round(fsum(values) / len(values), 12) for key, values in sorted(won.items())}
-    best = max(means, key=lambda key: means[key])
-    worst = min(reversed(means), key=lambda key: means[key])
-    if means[best] == means[worst]:
-        return TIE
-    together = [pair for pair in pairs if {pair.chosen_id, pair.rejected_id} == {best, worst}]
-    if not together:
-        return APART
-    pair = min(together, key=lambda pair: pair.id)
-    if pair.p == 0.5:
-        return TIE
-    return pair if pair.chosen_id == best else CROSSED
+def first(rows: Rows, *, n: int = 1000) -> Step:
+    """Keep the first ``n`` rows by id, the same ones every time."""
+    check_count("first", "n", n, 1)
+    if rows.rows and isinstance(rows.rows[0], Graded):
+        lists = sorted(graded_of(rows, "first"), key=lambda row: row.id)
+        return Step(lists[:n], {"past the first n": max(0, len(lists) - n)})
+    pairs = sorted(pairs_of(rows, "first"), key=lambda pair: pair.id)
+    return Step(pairs[:n], {"past the first n": max(0, len(pairs) - n)})

@@ -9,8 +9,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
+from tiebreak.curate import rows_of_pairs, rows_of_texts
 from tiebreak.records import Graded, InputError, Judgment, Pair, Prompt, Response
 from tiebreak.registry import Row, Table
 
@@ -64,11 +66,12 @@ class Rows:
 
 
 class Step(NamedTuple):
-    """What a step gives back: the rows that remain, how many went for which reason, and new prompts and responses."""
+    """What a step gives back: rows, how many went for which reason, new prompts and responses, and what it changed."""
 
     rows: Sequence[Pair] | Sequence[Graded]
     dropped: Mapping[str, int]
     made: Sequence[Prompt | Response] = ()
+    changed: Mapping[str, int] = MappingProxyType({})
 
 
 class Done(NamedTuple):
@@ -80,7 +83,7 @@ class Done(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """One line of the funnel. ``unit`` is ``items`` going into the first step, then ``pairs``, ``lists`` or ``answers``.
+    """One line of the funnel; ``unit`` is ``items`` going into the first step, later ``pairs``, ``lists``, ``answers``.
 
     Rows that a step makes of one row come out as more than went in: ``rows_out`` is not ``rows_in`` less what dropped.
     """
@@ -90,51 +93,10 @@ class Stage(NamedTuple):
     rows_in: int
     rows_out: int
     dropped: Mapping[str, int]
+    changed: Mapping[str, int] = MappingProxyType({})
 
 
-STEPS = Table(
-    "curate",
-    "curate step",
-    [
-        Row(
-            name="soft_label",
-            does="average the judgments of each pair over both orders into P(chosen is better)",
-            target="tiebreak.curate.pairs:soft_label",
-            knobs={"average": "probability", "clamp": None},
-            paper="Lee et al. 2023, arXiv 2309.00267",
-        ),
-        Row(
-            name="plurality",
-            does="the most frequent vote decides: a pair with p = 1, or a tie",
-            target="tiebreak.curate.pairs:plurality",
-            knobs={},
-        ),
-        Row(
-            name="drop",
-            does="leave out ties, or pairs whose judgments conflict",
-            target="tiebreak.curate.steps:drop",
-            knobs={"what": "ties"},
-        ),
-        Row(
-            name="confident",
-            does="keep pairs whose probability is at least this far from 1/2",
-            target="tiebreak.curate.steps:confident",
-            knobs={"p": 0.6},
-        ),
-        Row(
-            name="best_worst",
-            does="keep one pair of each prompt: the answer that wins most against the one that wins least",
-            target="tiebreak.curate.steps:best_worst",
-            knobs={},
-        ),
-        Row(
-            name="first",
-            does="keep the first n pairs by id, for a quick look",
-            target="tiebreak.curate.steps:first",
-            knobs={"n": 1000},
-        ),
-    ],
-)
+STEPS = Table("curate", "curate step", [*rows_of_pairs.ROWS, *rows_of_texts.ROWS])
 
 Written = str | Mapping[str, Any]
 """A step as a recipe writes it: its name, ``{name: value}`` for its first knob, or ``{name: {knob: value}}``."""
@@ -199,7 +161,8 @@ def curate(judgments: Sequence[Judgment], steps: Sequence[Written], texts: Texts
         rows.texts.add(done.made)
         made += done.made
         dropped = {reason: number for reason, number in done.dropped.items() if number}
-        funnel.append(Stage(name, unit, count, len(done.rows), dropped))
+        changed = {what: number for what, number in done.changed.items() if number}
+        funnel.append(Stage(name, unit, count, len(done.rows), dropped, changed))
         rows = replace(rows, rows=done.rows)
     return Done(list(rows.rows or []), funnel, made)  # type: ignore[arg-type]
 
@@ -214,7 +177,7 @@ def unit_of(rows: Sequence[Pair] | Sequence[Graded]) -> str:
 def pairs_of(rows: Rows, step: str) -> Sequence[Pair]:
     """Return the pairs a later step works on; a list of steps that has none yet, or lists by now, is an InputError."""
     if rows.rows is None:
-        raise InputError(f"The curate step {step!r} has no pairs yet; begin with soft_label or plurality.")
+        raise InputError(f"The curate step {step!r} has no pairs yet; begin with soft_label, plurality or score_pairs.")
     pairs = [row for row in rows.rows if isinstance(row, Pair)]
     if len(pairs) < len(rows.rows):
         raise InputError(f"The curate step {step!r} works on pairs and comes after one that made {unit_of(rows.rows)}.")
@@ -225,7 +188,7 @@ def graded_of(rows: Rows, step: str) -> Sequence[Graded]:
     """Return the graded rows a later step works on; without any, an InputError says what makes them."""
     graded = [row for row in rows.rows or () if isinstance(row, Graded)]
     if not graded and (rows.rows is None or rows.rows):
-        raise InputError(f"The curate step {step!r} works on graded answers; put ranked or attributes before it.")
+        raise InputError(f"The curate step {step!r} works on graded answers; put ranked_list or attributes before it.")
     return graded
 
 

@@ -7,6 +7,7 @@ nan is a ValueError here, so that no missing score becomes a win or a loss.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -50,6 +51,25 @@ def pair_accuracy(
     kept = ~equal if ties == "exclude" else np.ones_like(equal)
     found = rate(score[kept], codes[kept], weights=None if weight is None else weight[kept])
     return PairAccuracy(*found, int(equal.sum()))
+
+
+def attribute_accuracies(
+    margins: npt.ArrayLike,
+    names: Sequence[str],
+    clusters: npt.ArrayLike | None = None,
+    *,
+    ties: Ties = "half",
+) -> dict[str, PairAccuracy]:
+    """Return what :func:`pair_accuracy` finds for each attribute by itself, by name.
+
+    ``margins`` (n, k) are mark(chosen) - mark(rejected), a column for each of ``names``. An attribute that is not
+    wanted, such as verbosity, counts as right where it ranks the chosen side higher too, so well below 1/2 it tells as
+    much as well above. The accuracy of the score, which weighs attributes with their sign, is that of its own margins.
+    """
+    table = np.asarray(margins, dtype=np.float64)
+    if table.ndim != 2 or table.shape[1] != len(names) or len(set(names)) != len(names):
+        raise ValueError(f"margins have shape {table.shape}; expected a column for each of {', '.join(names)}")
+    return {name: pair_accuracy(table[:, k], clusters, ties=ties) for k, name in enumerate(names)}
 
 
 class LengthBaseline(NamedTuple):

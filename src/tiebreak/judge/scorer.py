@@ -1,17 +1,19 @@
 """A reward model as a judge: it scores each answer alone, so no order is ever shown to it and none can sway it.
 
 P(first is better) = sigmoid((r(first) - r(second)) / temperature), the Bradley-Terry model that reward models are
-trained by (Ouyang et al. 2022, arXiv 2203.02155, eq. 1). Torch is imported when there is something to score.
+trained by (Ouyang et al. 2022, arXiv 2203.02155, eq. 1). A reward model that only compares answers sees both, and the
+difference is the logit it gives, which changes sign and nothing else where they are exchanged. Torch is imported when
+there is something to score.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from tiebreak.judge.table import Question
 from tiebreak.records import InputError, Judgment, Progress, Response, content_id, quiet
@@ -55,20 +57,26 @@ def make(
         raise InputError(f"judge: cut is {cut!r}; expected {' or '.join(map(repr, CUTS))}.")
     if revision and Path(model).is_dir():
         raise InputError(f"judge: revision is {revision!r}, and {model} is a folder, which has none; leave it out.")
-    from tiebreak.models.load import has_reward_head
+    from tiebreak.models.load import form_at
 
-    if not has_reward_head(model, revision=revision or None):
+    form = form_at(model, revision=revision or None)
+    if form is None:
         raise InputError(
-            f"judge: the model {model} has no reward head (it is not a sequence classifier with one label); train one, "
-            "for example with method: bradley_terry."
+            f"judge: the model {model} has no reward head (it is not a sequence classifier with one label, nor a "
+            "classifier with head.json); train one, for example with method: bradley_terry."
         )
-    rubric = content_id("rubric", "reward", PROTOCOL, float(temperature), window, cut)
-    return RewardJudge(model, float(temperature), window, cut, batch, revision or None, device, rubric)
+    means = () if form.kind == "scalar" else (asdict(form),)
+    rubric = content_id("rubric", "reward", PROTOCOL, float(temperature), window, cut, *means)
+    return RewardJudge(model, float(temperature), window, cut, batch, revision or None, device, rubric, form.relative)
 
 
 @dataclass(eq=False)
 class RewardJudge:
-    """A reward model with its settings; ``make`` is the door. ``scores`` holds what is known, by response id."""
+    """A reward model with its settings; ``make`` is the door.
+
+    ``scores`` holds what is known of an answer, by response id; ``pairs``, of a model that only ``compares``, what is
+    known of two, by their sorted ids, as a score for each.
+    """
 
     model: str
     temperature: float
@@ -78,7 +86,9 @@ class RewardJudge:
     revision: str | None
     device: str
     rubric: str
+    compares: bool = False
     scores: dict[str, float | None] = field(default_factory=dict)
+    pairs: dict[tuple[str, str], tuple[float, float] | None] = field(default_factory=dict)
 
     @cached_property
     def by(self) -> str:
@@ -93,7 +103,10 @@ class RewardJudge:
         return True
 
     def prepare(self, questions: Sequence[Question], progress: Progress = quiet) -> None:
-        """Score the answers of ``questions`` that have no score yet, in batches."""
+        """Score the answers of ``questions`` that have no score yet, in batches, or two at once if it compares."""
+        if self.compares:
+            self._prepare_pairs({_key(q.slots): q for q in questions if _key(q.slots) not in self.pairs}, progress)
+            return
         lacking = {
             slot.id: (question.prompt, slot)
             for question in questions
@@ -104,31 +117,30 @@ class RewardJudge:
             return
         from tiebreak.models.score import score_each
 
-        def scored(done: int, total: int, shown: object) -> None:
-            progress(done, total, {"answers scored": len(self.scores) + len(lacking) * done / total})
-
-        found = score_each(
-            self._loaded,
-            list(lacking.values()),
-            window=self.window,
-            cut=self.cut,
-            batch=self.batch,
-            progress=scored,
-        )
+        told = _counted(progress, "answers scored", len(self.scores), len(lacking))
+        found = score_each(self._loaded, list(lacking.values()), progress=told, **self._how)
         for key, value in zip(lacking, found, strict=True):
-            if value is not None and not math.isfinite(value):
-                raise InputError(f"The reward model {self.model} gave {value} for response {key}; it cannot judge.")
-            self.scores[key] = value
+            self.scores[key] = None if value is None else self._finite(value, key)
+
+    def _prepare_pairs(self, lacking: Mapping[tuple[str, str], Question], progress: Progress) -> None:
+        if not lacking:
+            return
+        from tiebreak.models.score import score
+
+        asked = [(question.prompt, sorted(question.slots, key=lambda slot: slot.id)) for question in lacking.values()]
+        told = _counted(progress, "pairs scored", len(self.pairs), len(lacking))
+        for key, values in zip(lacking, score(self._loaded, asked, progress=told, **self._how), strict=True):
+            self.pairs[key] = None if values is None else (self._finite(values[0], *key), self._finite(values[1], *key))
 
     async def ask(self, question: Question) -> Judgment:
         """Judge the question; an answer without a score makes it ``invalid``, equal scores are a tie."""
         self.prepare([question])
         prompt, slots, attempt = question
-        first, second = (self.scores[slot.id] for slot in slots)
-        if first is None or second is None:
-            p, raw, scores = None, self._why(slots), {}
+        scores = self._scores(slots)
+        if scores is None:
+            p, raw = None, self._why(slots)
         else:
-            p, raw, scores = first_probability((first - second) / self.temperature), "", {"scores": [first, second]}
+            p, raw = first_probability((scores[0] - scores[1]) / self.temperature), ""
         return Judgment(
             prompt_id=prompt.id,
             slots=(slots[0].id, slots[1].id),
@@ -138,7 +150,7 @@ class RewardJudge:
             by=self.by,
             rubric=self.rubric,
             raw=raw,
-            fields=scores,
+            fields={} if scores is None else {"scores": list(scores)},
             attempt=attempt,
         )
 
@@ -151,11 +163,32 @@ class RewardJudge:
 
         return load_reward(self.model, device=self.device, revision=self.revision)
 
+    def _scores(self, slots: Sequence[Response]) -> tuple[float, float] | None:
+        """Return the scores of both slots in their order, None where there are none."""
+        if self.compares:
+            found = self.pairs[_key(slots)]
+            return found if found is None or slots[0].id <= slots[1].id else found[::-1]
+        first, second = (self.scores[slot.id] for slot in slots)
+        return None if first is None or second is None else (first, second)
+
+    @property
+    def _how(self) -> dict[str, Any]:
+        return {"window": self.window, "cut": self.cut, "batch": self.batch}
+
+    def _finite(self, value: float, *keys: str) -> float:
+        if not math.isfinite(value):
+            raise InputError(
+                f"The reward model {self.model} gave {value} for response {' and '.join(keys)}; it cannot judge."
+            )
+        return value
+
     def _why(self, slots: Sequence[Response]) -> str:
         """Say of each answer that has no score what is wrong with it."""
         from tiebreak.models.score import room_of
 
         room = room_of(self._loaded, self.window)
+        if self.compares:
+            return f"the answers are too long for a window of {room} tokens"
         return "; ".join(
             f"the {which} answer is too long for a window of {room} tokens"
             if slot.text
@@ -163,6 +196,20 @@ class RewardJudge:
             for which, slot in zip(_WHICH, slots, strict=True)
             if self.scores[slot.id] is None
         )
+
+
+def _key(slots: Sequence[Response]) -> tuple[str, str]:
+    first, second = sorted(slot.id for slot in slots)
+    return first, second
+
+
+def _counted(progress: Progress, what: str, known: int, lacking: int) -> Progress:
+    """Show progress in scores made, whatever is counted below."""
+
+    def told(done: int, total: int, shown: object) -> None:
+        progress(done, total, {what: known + lacking * done / total})
+
+    return told
 
 
 def first_probability(gap: float) -> float:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import takewhile
 from typing import Literal, NamedTuple
 
 from transformers import PreTrainedTokenizerBase
@@ -84,6 +85,35 @@ def encode_tree(
         return None, False
     trunk = encode_prompt(tokenizer, prompt, room=room, cut=cut)
     return Tree(trunk.ids, branches), trunk.cut
+
+
+def encode_sides(
+    tokenizer: PreTrainedTokenizerBase,
+    sides: Sequence[tuple[Prompt, Response]],
+    *,
+    window: int,
+    cut: Cut = "start",
+) -> tuple[Tree | None, bool]:
+    """Return the tree of answers that need not answer the same prompt, and whether a prompt was cut.
+
+    The trunk is what the prompts' tokens have in common from the start; the rest of each prompt opens its branch, where
+    it is read and not learned. So the tree computes exactly what each answer behind its own prompt would be. None where
+    one leaves no room in ``window`` or the prompts have not even their first token in common.
+    """
+    if len({prompt.id for prompt, _ in sides}) <= 1:
+        prompt = sides[0][0] if sides else Prompt(text="")
+        return encode_tree(tokenizer, prompt, [response for _, response in sides], window=window, cut=cut)
+    found = [encode_tree(tokenizer, prompt, [response], window=window, cut=cut) for prompt, response in sides]
+    trees = [tree for tree, _ in found if tree is not None]
+    if len(trees) < len(found):
+        return None, False
+    shared = (len(set(ids)) == 1 for ids in zip(*(tree.trunk for tree in trees), strict=False))
+    common = sum(1 for _ in takewhile(bool, shared))
+    if not common:
+        return None, False
+    branches = tuple(tree.trunk[common:] + tree.branches[0] for tree in trees)
+    taught = tuple((False,) * (len(tree.trunk) - common) + (True,) * len(tree.branches[0]) for tree in trees)
+    return Tree(trees[0].trunk[:common], branches, taught), any(was_cut for _, was_cut in found)
 
 
 def encode_dialogue(

@@ -21,7 +21,7 @@ class Tree(NamedTuple):
     """Token ids of one prompt and of its completions, end-of-sequence included where it was produced.
 
     ``taught`` says of each branch which of its tokens are learned, for a dialogue whose branch holds the user's turns
-    too; empty, all of them are.
+    too, or where a score is learned at the end of each step; empty, all of them are.
     """
 
     trunk: tuple[int, ...]
@@ -69,9 +69,10 @@ class Forest:
     """A packed batch of T trees with B branches, N tokens in all and M completion tokens that are learned.
 
     Shapes: ``ids``, ``positions`` (1, N); ``owner`` (N,), the branch of each token or -1 - tree in a trunk;
-    ``predictors``, ``targets``, ``branch`` (M,); ``lengths``, ``last``, ``tree`` (B,). ``predictors`` are the positions
-    whose output predicts ``targets``; ``lengths`` counts the learned tokens of each branch; ``last`` is the position of
-    its final token. ``spans`` says where each tree lies.
+    ``predictors``, ``targets``, ``learned``, ``branch`` (M,); ``lengths``, ``last``, ``tree`` (B,). ``predictors`` are
+    the positions whose output predicts ``targets``, and ``learned`` those where the targets stand themselves;
+    ``lengths`` counts the learned tokens of each branch; ``last`` is the position of its final token. ``spans`` says
+    where each tree lies.
     """
 
     ids: Tensor
@@ -79,6 +80,7 @@ class Forest:
     owner: Tensor
     predictors: Tensor
     targets: Tensor
+    learned: Tensor
     branch: Tensor
     lengths: Tensor
     last: Tensor
@@ -130,6 +132,7 @@ def plant(trees: Sequence[Tree]) -> Forest:
     owner: list[int] = []
     predictors: list[int] = []
     targets: list[int] = []
+    own: list[int] = []
     branch: list[int] = []
     lengths: list[int] = []
     last: list[int] = []
@@ -149,6 +152,7 @@ def plant(trees: Sequence[Tree]) -> Forest:
             taught = tree.taught[place] if tree.taught else (True,) * size
             predictors += [b for b, learned in zip(before, taught, strict=True) if learned]
             targets += [token for token, learned in zip(completion, taught, strict=True) if learned]
+            own += [first + i for i, learned in enumerate(taught) if learned]
             branch += [len(lengths)] * sum(taught)
             owner += [len(lengths)] * size
             ids += completion
@@ -162,6 +166,7 @@ def plant(trees: Sequence[Tree]) -> Forest:
         owner=torch.tensor(owner),
         predictors=torch.tensor(predictors, dtype=torch.long),
         targets=torch.tensor(targets, dtype=torch.long),
+        learned=torch.tensor(own, dtype=torch.long),
         branch=torch.tensor(branch, dtype=torch.long),
         lengths=torch.tensor(lengths),
         last=torch.tensor(last),
@@ -188,6 +193,7 @@ def roots(prompts: Sequence[tuple[int, ...]]) -> Forest:
         owner=-1 - tree,
         predictors=none,
         targets=none,
+        learned=none,
         branch=none,
         lengths=torch.zeros_like(sizes),
         last=ends - 1,

@@ -1,26 +1,33 @@
-"""Scores of completions, and the centring of a reward model.
+"""The head of a reward model: made, found, read at the end of each completion or step, and put into another class.
 
-A causal model's classifier is read at the final token of each completion, in a forest. An encoder attends in both
-directions, so branches cannot share a trunk: each is read behind its own copy of the prompt, by the model's own head.
+A causal model's classifier is read in a forest. An encoder attends in both directions, so branches cannot share a
+trunk: each is read behind its own copy of the prompt, by the model's own head.
 """
 
 from __future__ import annotations
 
 import weakref
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import LayerNorm, Linear
+from torch.nn import Linear, Parameter
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     MODEL_FOR_MASKED_LM_MAPPING,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING,
+    AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     PreTrainedConfig,
     PreTrainedModel,
+    PreTrainedTokenizerBase,
 )
 
 from tiebreak.models.forest import Forest, Tree, plant
+from tiebreak.models.forms import SCALAR, STEP, Form
 from tiebreak.records import InputError
 
 CURE = "use another encoder, such as BERT, RoBERTa, DeBERTa or ModernBERT."
@@ -39,26 +46,206 @@ def is_encoder(model: PreTrainedModel | PreTrainedConfig) -> bool:
     return not decodes and all(type(config) in kind for kind in kinds)
 
 
+def of_tokens(model: PreTrainedModel) -> bool:
+    """Whether ``model`` is a token classifier."""
+    return type(model).__name__.endswith("ForTokenClassification")
+
+
 def head_of(model: PreTrainedModel) -> Linear:
-    """Return the layer whose output is the score: the last one outside the body with one output, whatever its name.
+    """Return the layer whose outputs are the scores: the last one outside the body with that many, whatever its name.
 
     Raises:
         InputError: there is none.
     """
-    body = f"{model.base_model_prefix}."
+    body, columns = f"{model.base_model_prefix}.", model.config.num_labels
     outside = [module for name, module in model.named_modules() if not name.startswith(body)]
-    found = [module for module in outside if isinstance(module, Linear) and module.out_features == 1]
+    found = [module for module in outside if isinstance(module, Linear) and module.out_features == columns]
     if not found:
-        raise InputError(f"{type(model).__name__} has no last layer with one output to be a reward head; {CURE}")
+        raise InputError(
+            f"{type(model).__name__} has no last layer with {columns} output{'s' * (columns != 1)} to be a reward "
+            f"head; {CURE}"
+        )
     return found[-1]
 
 
 def draw_head(model: PreTrainedModel) -> None:
-    """Draw the last layer of the head from N(0, 1/(d+1)) by the global generator, d being its width; its bias is 0."""
+    """Draw the last layer of the head from N(0, 1/(d+1)) by the global generator, d being its width; its bias is 0.
+
+    Of a token classifier of steps the first label keeps the logit 0.
+    """
     head = head_of(model)
     torch.nn.init.normal_(head.weight, std=(head.in_features + 1) ** -0.5)
     if head.bias is not None:
         torch.nn.init.zeros_(head.bias)
+    if of_tokens(model):
+        torch.nn.init.zeros_(head.weight[:1])
+
+
+def labelled(config: PreTrainedConfig, form: Form, columns: int) -> dict[str, Any]:
+    """Return the fields of ``config`` with the names of a head's ``columns``."""
+    if columns == len(form.names):
+        names = form.names
+    elif columns == len(STEP) and form.kind == "steps":
+        names = STEP
+    else:
+        names = ("reward",) if columns == 1 else tuple(f"output_{i}" for i in range(columns))
+    labels = {"id2label": dict(enumerate(names)), "label2id": {name: i for i, name in enumerate(names)}}
+    return {**config.to_dict(), **labels, "problem_type": None}
+
+
+def to_reward(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int, labels: int = 1, form: Form = SCALAR
+) -> PreTrainedModel:
+    """Return a sequence classifier on a copy of ``model``'s body, its head drawn from N(0, 1/(d+1)).
+
+    The head's spread is that of Stiennon et al. (2020), so first scores are small whatever the width. Of an encoder's
+    head only the last layer is drawn so; layers that ``model`` has are copied, all if it has as many labels already. An
+    encoder whose scores are of steps is a token classifier.
+
+    Args:
+        model: a causal model or an encoder.
+        tokenizer: says what padding is.
+        seed: draws the head.
+        labels: columns of the head.
+        form: what they are.
+
+    Raises:
+        InputError: the architecture has no classifier.
+    """
+    encoder = is_encoder(model)
+    steps = encoder and form.kind == "steps"
+    columns, kind = (
+        (len(STEP), AutoModelForTokenClassification) if steps else (labels, AutoModelForSequenceClassification)
+    )
+    config = type(model.config).from_dict(labelled(model.config, form, columns))
+    if not encoder:
+        config.pad_token_id = tokenizer.pad_token_id
+    with torch.random.fork_rng(devices=[]), cannot_load(f"A reward head on {type(model).__name__}"):
+        torch.manual_seed(seed)
+        reward = kind.from_config(config, dtype=torch.float32)
+        if not encoder and not isinstance(getattr(reward, "score", None), Linear):
+            raise InputError(f"{type(reward).__name__} keeps its head elsewhere than in `score`; use another model.")
+        own, body = reward.state_dict(), model.base_model.state_dict()
+        known = {**model.state_dict(), **{f"{reward.base_model_prefix}.{name}": body[name] for name in body}}
+        reward.load_state_dict({n: v for n, v in known.items() if n in own and v.shape == own[n].shape}, strict=False)
+        if not encoder or type(model) is not type(reward) or model.config.num_labels != columns:
+            draw_head(reward)
+    return without_dropout(reward).to(model.device)
+
+
+def as_token_classifier(model: PreTrainedModel) -> PreTrainedModel:
+    """Return what to save of a model whose scores are of steps: a token classifier of the labels wrong and right.
+
+    The logit of right is the score s and that of wrong 0, so softmax([0, s])[1] = sigmoid(s) at a step's last token.
+    The body is shared with ``model``. Where transformers has no such class for the architecture, or one with further
+    layers, it is ``model`` itself. An encoder is one already; its head is brought into this form in place, which leaves
+    its scores as they are.
+    """
+    with torch.no_grad():
+        if of_tokens(model):
+            head = head_of(model)
+            for rows in (head.weight, head.bias):
+                if rows is not None:
+                    rows[1] -= rows[0]
+                    rows[0] = 0.0
+            return model
+        if type(model.config) not in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING:
+            return model
+        weight, bias = model.score.weight, model.score.bias
+        both = torch.cat([torch.zeros_like(weight), weight])
+        own = None if bias is None else torch.cat([torch.zeros_like(bias), bias])
+        return _on_same_body(model, AutoModelForTokenClassification, both, own) or model
+
+
+def loads_plainly(model: PreTrainedModel, form: Form) -> bool:
+    """Whether plain transformers alone, given the folder of ``model``, gives what ``form`` describes."""
+    by_token = of_tokens(model) or type(model.config) in MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING
+    return by_token if form.kind == "steps" else not form.relative
+
+
+def as_scorer(model: PreTrainedModel) -> PreTrainedModel:
+    """Return a causal token classifier of two labels as a classifier with one: the difference of the two logits.
+
+    Raises:
+        InputError: the architecture's sequence classifier is made of other layers.
+    """
+    head = head_of(model)
+    with torch.no_grad():
+        bias = None if head.bias is None or head.bias[0] == head.bias[1] else head.bias[1:] - head.bias[:1]
+        made = _on_same_body(model, AutoModelForSequenceClassification, head.weight[1:] - head.weight[:1], bias)
+    if made is None:
+        raise InputError(f"{type(model).__name__} cannot be read as scores of steps; use another model.")
+    return made
+
+
+def _on_same_body(model: PreTrainedModel, kind: Any, weight: Tensor, bias: Tensor | None) -> PreTrainedModel | None:
+    """Return a model of ``kind`` with the body of ``model`` itself and this head, None if it would need more weights.
+
+    It is made without memory of its own, so a body is never there twice.
+    """
+    config = type(model.config).from_dict(labelled(model.config, Form(kind="steps"), len(weight)))
+    with cannot_load(f"Another head on {type(model).__name__}"), torch.device("meta"):
+        made = kind.from_config(config, dtype=weight.dtype)
+    same = type(made.base_model) is type(model.base_model)
+    setattr(made, made.base_model_prefix, model.base_model)
+    old = head_of(made)
+    head = Linear(weight.shape[1], len(weight), bias=old.bias is not None or bias is not None, device="meta")
+    head.weight = Parameter(weight.detach().clone())
+    if head.bias is not None:
+        head.bias = Parameter(weight.new_zeros(len(weight)) if bias is None else bias.detach().clone())
+    made.set_submodule(next(name for name, module in made.named_modules() if module is old), head)
+    if not same or any(parameter.is_meta for parameter in made.parameters()):
+        return None
+    return without_dropout(made).train(model.training)
+
+
+def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
+    """Set every dropout of ``model`` to 0, so that policy and reference agree at the first step and runs repeat."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        for name, value in list(vars(module).items()):
+            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def context_of(model: PreTrainedModel) -> int | None:
+    """Return how many positions ``model`` was made for, None where its configuration does not say.
+
+    RoBERTa and its like count positions from behind their padding token's id, so they have fewer than they say.
+    """
+    found: int | None = getattr(model.config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        counted = name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
+        if counted and module.padding_idx is not None:
+            found = int(module.num_embeddings) - module.padding_idx - 1
+    return found
+
+
+def grow(model: PreTrainedModel, size: int) -> None:
+    """Add vocabulary rows that are the mean of the known ones.
+
+    A mean row gets at most 1/V of the probability (Jensen), where a row of small random numbers can get nearly all of
+    it: GPT-2's real logits lie far below 0. And a mean is the same every time the model is loaded.
+    """
+    known = model.get_input_embeddings().num_embeddings
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        model.resize_token_embeddings(size, mean_resizing=False)
+        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
+            for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
+                if rows is not None and rows.shape[0] == size:
+                    rows[known:] = rows[:known].mean(0)
+
+
+@contextmanager
+def cannot_load(what: str) -> Iterator[None]:
+    """Turn what transformers says about a model it cannot make into one sentence."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        lines = str(error).strip().splitlines() or [type(error).__name__]
+        raise InputError(f"{what} cannot be loaded: {lines[0]}") from error
 
 
 def hidden_last(model: PreTrainedModel, forest: Forest) -> Tensor:
@@ -95,18 +282,42 @@ def token_values(model: PreTrainedModel, forest: Forest) -> Tensor:
 
 
 def scores(model: PreTrainedModel, forest: Forest) -> Tensor:
-    """Return the reward of each branch, shape (B,), in float32. Run inside ``forest_mode``, which an encoder ignores.
+    """Return what the head gives at each branch's end, in float32: (B,) of one label, else (B, k).
+
+    Run inside ``forest_mode``, which an encoder ignores.
 
     Raises:
         InputError: an encoder whose scores depend on padding, so on what else is in the batch.
     """
     if is_encoder(model):
-        if model not in _tried:
-            _try_padding(model)
-            _tried.add(model)
-        return _read(model, forest)
-    values: Tensor = model.score(hidden_last(model, forest))
+        return _read_checked(model, forest)
+    return _columns(model.score(hidden_last(model, forest)))
+
+
+def step_scores(model: PreTrainedModel, forest: Forest) -> Tensor:
+    """Return the logit that a step is right at each learned token, (M,), in float32. Run inside ``forest_mode``.
+
+    A step is read where it ends, at the token itself and not at the one before. An encoder's is the difference of its
+    two labels' logits; it sees the steps that follow too.
+
+    Raises:
+        InputError: as for :func:`scores`.
+    """
+    if is_encoder(model):
+        return _read_checked(model, forest)
+    values: Tensor = model.score(states(model, forest).index_select(0, forest.learned))
     return values[:, 0].float()
+
+
+def _columns(values: Tensor) -> Tensor:
+    return values[:, 0].float() if values.shape[1] == 1 else values.float()
+
+
+def _read_checked(model: PreTrainedModel, forest: Forest) -> Tensor:
+    if model not in _tried:
+        _try_padding(model)
+        _tried.add(model)
+    return _read(model, forest)
 
 
 def unpacked(forest: Forest, *, pad: int = 0) -> tuple[Tensor, Tensor]:
@@ -121,10 +332,16 @@ def unpacked(forest: Forest, *, pad: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def _read(model: PreTrainedModel, forest: Forest) -> Tensor:
-    """Return what an encoder's classifier gives, (B,); token types are left out, which every model takes for zeros."""
+    """Return what an encoder's classifier gives; token types are left out, which every model takes for zeros.
+
+    Of a sequence classifier that is (B,) or (B, k), of a token classifier the score of each learned token, (M,).
+    """
     ids, mask = unpacked(forest, pad=model.config.pad_token_id or 0)
     values: Tensor = model(input_ids=ids, attention_mask=mask).logits
-    return values[:, 0].float()
+    if not of_tokens(model):
+        return _columns(values)
+    both = values[forest.branch, forest.positions[0, forest.learned]].float()
+    return both[:, 1] - both[:, 0]
 
 
 def _try_padding(model: PreTrainedModel) -> None:
@@ -151,105 +368,3 @@ def _try_padding(model: PreTrainedModel) -> None:
     exact = next(model.parameters()).dtype == torch.float32
     if not gap < (1e-3 if exact else 5e-2):
         raise InputError(f"The scores of {name} depend on padding (by {gap:.0e} of their size); {CURE}")
-
-
-class Centred(NamedTuple):
-    """What centring did: the mean reference score before and after, and how far it moved score differences of pairs.
-
-    ``moved`` is the largest move and ``typical`` its root mean square; ``spread`` is the root mean square of the
-    differences themselves, to compare with. ``exact`` says that no difference moved at all (beyond rounding).
-    """
-
-    before: float
-    after: float
-    moved: float
-    typical: float = 0.0
-    spread: float = 0.0
-    exact: bool = False
-
-
-def final_norm(model: PreTrainedModel, forest: Forest) -> LayerNorm | None:
-    """Return the layer norm with a bias whose output is what the head reads, if there is one. Run in ``forest_mode``.
-
-    It is found by what it gives, not by its name, which differs from one architecture to the next.
-    """
-    given: dict[int, LayerNorm] = {}
-
-    def keep(module: LayerNorm, _inputs: object, output: Tensor) -> None:
-        given[output.data_ptr()] = module
-
-    norms = [m for m in model.modules() if isinstance(m, LayerNorm) and m.bias is not None]
-    hooks = [norm.register_forward_hook(keep) for norm in norms]
-    try:
-        with torch.no_grad():
-            found = states(model, forest)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return given.get(found.data_ptr())
-
-
-def centre(
-    model: PreTrainedModel, references: Tensor, differences: Tensor, *, norm: LayerNorm | None = None
-) -> Centred:
-    """Shift the head so that reference answers average 0, in a folder plain transformers reads back to the same scores.
-
-    A sequence classifier's head has no bias, so the shift goes where the architecture allows. ``norm``, a final layer
-    norm with a bias, takes it exactly. Otherwise (RMSNorm has no bias) the head moves by the multiple of C^-1 m that
-    makes its product with the mean reference state m vanish, C being the second moment of the state differences of
-    pairs, lightly shrunk: of all moves of the head that centre it, this one disturbs score differences least in the
-    mean square. The mean is then 0 up to float32; how far differences moved is returned.
-
-    Args:
-        model: a sequence classifier with one label.
-        references: final states of reference answers, shape (R, width).
-        differences: chosen minus rejected final states of pairs, shape (P, width).
-        norm: what :func:`final_norm` found.
-    """
-    head = model.score.weight.detach()
-    weight = head[0].double().cpu()
-    states, gaps = references.detach().double().cpu(), differences.detach().double().cpu()
-    mean = states.mean(0)
-    before = float(mean @ weight)
-    spread = float((gaps @ weight).square().mean().sqrt()) if len(gaps) else 0.0
-    if norm is not None:
-        old = norm.bias.detach().double().cpu()
-        norm.bias.data.copy_(old - before * weight / weight.square().sum())
-        shift = norm.bias.detach().double().cpu() - old
-        return Centred(before, float((mean + shift) @ weight), 0.0, spread=spread, exact=True)
-    direction = _least_disturbing(gaps, mean)
-    if not float(mean @ direction) > 0.0:
-        raise InputError("The reference answers have no state to centre on (all zero or not finite); check the model.")
-    for _ in range(2):  # the second time takes back what rounding to float32 left
-        now = head[0].double().cpu()
-        head[0] = (now - direction * (mean @ now) / (mean @ direction)).to(head.device, head.dtype)
-    moves = gaps @ (head[0].double().cpu() - weight) if len(gaps) else torch.zeros(1)
-    after = float(mean @ head[0].double().cpu())
-    return Centred(before, after, float(moves.abs().max()), float(moves.square().mean().sqrt()), spread)
-
-
-def centre_bias(model: PreTrainedModel, references: Tensor, differences: Tensor) -> Centred:
-    """Shift the bias of an encoder's head so that reference answers average 0; no score difference moves.
-
-    Args:
-        model: an encoder classifier with one label.
-        references: scores of reference answers, shape (R,).
-        differences: chosen minus rejected scores of pairs, shape (P,).
-    """
-    bias = head_of(model).bias
-    if bias is None:
-        raise InputError(f"The head of {type(model).__name__} has no bias to centre with; {CURE}")
-    old, before = bias.detach().double().cpu(), float(references.double().mean())
-    spread = float(differences.double().square().mean().sqrt()) if len(differences) else 0.0
-    bias.data.copy_(old - before)
-    shift = float(bias.detach().double().cpu() - old)
-    return Centred(before, before + shift, 0.0, spread=spread, exact=True)
-
-
-def _least_disturbing(gaps: Tensor, mean: Tensor) -> Tensor:
-    """Return C^-1 m; C is shrunk towards its mean variance by width / pairs x 1e-4, so it is positive definite."""
-    width = len(mean)
-    second = gaps.T @ gaps / max(len(gaps), 1)
-    ridge = second.diagonal().mean().clamp_min(1e-12) * 1e-4 * max(1e-4, min(1.0, width / max(len(gaps), 1)))
-    factor = torch.linalg.cholesky(second + ridge * torch.eye(width, dtype=torch.float64))
-    return torch.cholesky_solve(mean[:, None], factor)[:, 0]

@@ -22,6 +22,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
+    AutoModelForTokenClassification,
     AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -30,21 +31,33 @@ from transformers import (
 from transformers.utils import logging
 
 from tiebreak.models.encode import PLAIN_CHAT
-from tiebreak.models.heads import draw_head, is_encoder
+from tiebreak.models.forms import FILE, SCALAR, STEP, Form, assert_same_head, by_token, form_of, write_form
+from tiebreak.models.heads import (
+    as_scorer,
+    as_token_classifier,
+    cannot_load,
+    draw_head,
+    grow,
+    is_encoder,
+    labelled,
+    to_reward,
+    without_dropout,
+)
+from tiebreak.models.heads import context_of as context_of
 from tiebreak.models.headwise import register
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
 
 EOS, PAD = "<|endoftext|>", "<|pad|>"
-LABEL: dict[str, Any] = {"id2label": {0: "reward"}, "label2id": {"reward": 0}}
 register()
 
 
 class Loaded(NamedTuple):
-    """A model with the tokenizer that belongs to it."""
+    """A model with the tokenizer that belongs to it, and what the outputs of a reward model's head are."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
+    form: Form = SCALAR
 
 
 def load_causal(where: str | Path, *, device: str = "cpu", revision: str | None = None, **settings: Any) -> Loaded:
@@ -62,40 +75,59 @@ def load_causal(where: str | Path, *, device: str = "cpu", revision: str | None 
 
 
 def load_reward(where: str | Path, *, device: str = "cpu", revision: str | None = None) -> Loaded:
-    """Load a reward model: a sequence classifier with one label, of a causal language model or an encoder.
+    """Load a reward model, of a causal language model or an encoder, with its form.
+
+    That is a sequence classifier with one label, or a classifier with a head.json that says what its outputs are. Of a
+    causal model whose scores are of steps, the token classifier comes as a classifier with one label.
 
     Raises:
-        InputError: as for :func:`load_causal`, or the model has no head, so that its scores would be random.
+        InputError: as for :func:`load_causal`, or the model has no head, so that its scores would be random, or another
+            one than head.json says.
     """
-    if not has_reward_head(where, revision=revision):
+    config = _config(where, revision)
+    form = form_of(config, where, revision=revision)
+    if form is None:
         raise InputError(
-            f"The model {where} has no reward head (it is not a sequence classifier with one label); train one, for "
-            "example with method: bradley_terry."
+            f"The model {where} has no reward head (it is not a sequence classifier with one label, nor a classifier "
+            f"with {FILE}); train one, for example with method: bradley_terry."
         )
-    return _load(where, AutoModelForSequenceClassification, _config(where, revision), device=device, revision=revision)
+    kind = AutoModelForTokenClassification if by_token(config) else AutoModelForSequenceClassification
+    loaded = _load(where, kind, config, device=device, revision=revision)
+    scorer = as_scorer(loaded.model) if by_token(config) and not is_encoder(config) else loaded.model
+    return Loaded(scorer, loaded.tokenizer, form)
 
 
-def load_encoder(where: str | Path, *, seed: int, device: str = "cpu", revision: str | None = None) -> Loaded:
+def load_encoder(
+    where: str | Path,
+    *,
+    seed: int,
+    device: str = "cpu",
+    revision: str | None = None,
+    labels: int = 1,
+    form: Form = SCALAR,
+) -> Loaded:
     """Load an encoder (BERT, RoBERTa, DeBERTa, ModernBERT ...) as the start of a reward model.
 
-    A head with one label stays as it is; else its last layer is drawn as in :func:`to_reward`, and what the folder has
-    of the layers before it stays. The tokenizer's separator becomes its EOS, so that the model reads
+    A reward head with as many labels stays as it is; else its last layer is drawn as in :func:`to_reward`, and what the
+    folder has of the layers before it stays. The tokenizer's separator becomes its EOS, so that the model reads
     ``[CLS] prompt answer [SEP]``.
 
     Raises:
         InputError: as for :func:`load_causal`, or the model is not an encoder, or weights of its body are missing.
     """
     if has_reward_head(where, revision=revision):
-        return load_reward(where, device=device, revision=revision)
+        return start_reward(where, seed=seed, device=device, revision=revision, labels=labels, form=form)
     config = _config(where, revision)
     if not is_encoder(config):
         raise InputError(f"The model {where} ({config.model_type}) is no encoder such as BERT; use load_causal.")
-    config.update({**LABEL, "problem_type": None})
+    steps = form.kind == "steps"
+    config.update(labelled(config, form, len(STEP) if steps else labels))
+    kind = AutoModelForTokenClassification if steps else AutoModelForSequenceClassification
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        loaded = _load(where, AutoModelForSequenceClassification, config, device="cpu", revision=revision, fresh=True)
+        loaded = _load(where, kind, config, device="cpu", revision=revision, fresh=True)
         draw_head(loaded.model)
-    return Loaded(loaded.model.to(device), loaded.tokenizer)
+    return Loaded(loaded.model.to(device), loaded.tokenizer, form)
 
 
 def start_reward(
@@ -105,6 +137,8 @@ def start_reward(
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str = "cpu",
     revision: str | None = None,
+    labels: int = 1,
+    form: Form | None = None,
 ) -> Loaded:
     """Return what the training of a reward model starts from, which has a head, drawn from ``seed`` where it had none.
 
@@ -115,43 +149,44 @@ def start_reward(
         tokenizer: of a model to build; a loaded one brings its own.
         device: where the model goes.
         revision: of a hub name.
+        labels: outputs of the head.
+        form: what they are; that of a reward model to start from, else ``scalar``, if not given.
 
     Raises:
-        InputError: the model cannot be loaded or built, or has no classifier.
+        InputError: the model cannot be loaded or built, has no classifier, or a head that is not the one asked for.
     """
+    if form is not None:
+        form.check(labels, "The head to train")
+    asked = form or SCALAR
     if isinstance(model, Mapping):
         if tokenizer is None:
             raise InputError("A reward model to build needs a tokenizer; train one with train_tokenizer.")
         if is_encoder(_settings(model, tokenizer)):
-            return build_encoder(model, tokenizer, seed=seed, device=device)
+            return build_encoder(model, tokenizer, seed=seed, device=device, labels=labels, form=asked)
         start = build_causal(model, tokenizer, seed=seed, device=device)
-    elif has_reward_head(model, revision=revision):
-        return load_reward(model, device=device, revision=revision)
+    elif (own := form_at(model, revision=revision)) is not None:
+        assert_same_head(_config(model, revision), model, own, labels, form)
+        return load_reward(model, device=device, revision=revision)._replace(form=form or own)
     elif is_encoder(_config(model, revision)):
-        return load_encoder(model, seed=seed, device=device, revision=revision)
+        return load_encoder(model, seed=seed, device=device, revision=revision, labels=labels, form=asked)
     else:
+        assert_same_head(_config(model, revision), model, SCALAR, labels, form)
         start = load_causal(model, device=device, revision=revision)
-    return Loaded(to_reward(start.model, start.tokenizer, seed=seed), start.tokenizer)
+    return Loaded(to_reward(start.model, start.tokenizer, seed=seed, labels=labels, form=asked), start.tokenizer, asked)
+
+
+def form_at(where: str | Path, *, revision: str | None = None) -> Form | None:
+    """Return what the outputs of the reward model at ``where`` are, None where it has no reward head.
+
+    Raises:
+        InputError: there is no configuration, or a head.json that cannot be read or does not fit the head.
+    """
+    return form_of(_config(where, revision), where, revision=revision)
 
 
 def has_reward_head(where: str | Path, *, revision: str | None = None) -> bool:
-    """Whether the model at ``where`` is a sequence classifier with one label. Reads its configuration only."""
-    config = _config(where, revision)
-    kinds = getattr(config, "architectures", None) or []
-    return any(kind.endswith("ForSequenceClassification") for kind in kinds) and config.num_labels == 1
-
-
-def context_of(model: PreTrainedModel) -> int | None:
-    """Return how many positions ``model`` was made for, None where its configuration does not say.
-
-    RoBERTa and its like count positions from behind their padding token's id, so they have fewer than they say.
-    """
-    found: int | None = getattr(model.config, "max_position_embeddings", None)
-    for name, module in model.named_modules():
-        counted = name.endswith("position_embeddings") and isinstance(module, torch.nn.Embedding)
-        if counted and module.padding_idx is not None:
-            found = int(module.num_embeddings) - module.padding_idx - 1
-    return found
+    """Whether the model at ``where`` is a reward model. Reads its configuration and head.json only."""
+    return form_at(where, revision=revision) is not None
 
 
 def _config(where: str | Path, revision: str | None) -> Any:
@@ -159,7 +194,7 @@ def _config(where: str | Path, revision: str | None) -> Any:
     local = folder.exists() or str(where).startswith((".", "/"))
     if local and not (folder / "config.json").is_file():
         raise InputError(f"{folder} is not a model: it has no config.json; pass a Hugging Face folder or a hub name.")
-    with _cannot_load(f"The model {where}"):
+    with cannot_load(f"The model {where}"):
         return AutoConfig.from_pretrained(str(where), revision=revision)
 
 
@@ -179,7 +214,7 @@ def _load(
     """Load model and tokenizer; ``fresh``: the head may be missing or of another shape, and is drawn then."""
     encoder = is_encoder(config)
     tokenizer = load_tokenizer(where, revision=revision, encoder=encoder)
-    with _cannot_load(f"The model {where}"), _without_bars(said=not fresh):
+    with cannot_load(f"The model {where}"), _without_bars(said=not fresh):
         model, found = kind.from_pretrained(
             str(where),
             revision=revision,
@@ -192,7 +227,7 @@ def _load(
     if fresh and lost:
         raise InputError(f"The model {where} has no weights for {lost[0]}, which would be random; pass a whole model.")
     if len(tokenizer) > len(model.get_input_embeddings().weight):
-        _grow(model, len(tokenizer))
+        grow(model, len(tokenizer))
     if not encoder or model.config.pad_token_id is None:  # RoBERTa counts positions from it
         model.config.pad_token_id = tokenizer.pad_token_id
     model.config.eos_token_id = tokenizer.eos_token_id
@@ -200,21 +235,6 @@ def _load(
         model.generation_config.pad_token_id = tokenizer.pad_token_id
         model.generation_config.eos_token_id = tokenizer.eos_token_id
     return Loaded(without_dropout(model) if more else without_dropout(model).to(device), tokenizer)
-
-
-def _grow(model: PreTrainedModel, size: int) -> None:
-    """Add vocabulary rows that are the mean of the known ones.
-
-    A mean row gets at most 1/V of the probability (Jensen), where a row of small random numbers can get nearly all of
-    it: GPT-2's real logits lie far below 0. And a mean is the same every time the model is loaded.
-    """
-    known = model.get_input_embeddings().num_embeddings
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        model.resize_token_embeddings(size, mean_resizing=False)
-        for layer in (model.get_input_embeddings(), model.get_output_embeddings()):
-            for rows in (getattr(layer, "weight", None), getattr(layer, "bias", None)):
-                if rows is not None and rows.shape[0] == size:
-                    rows[known:] = rows[:known].mean(0)
 
 
 def load_tokenizer(where: str | Path, *, revision: str | None = None, encoder: bool = False) -> PreTrainedTokenizerBase:
@@ -228,7 +248,7 @@ def load_tokenizer(where: str | Path, *, revision: str | None = None, encoder: b
         raise InputError(
             f"The model folder {folder} has no tokenizer; save the tokenizer it was trained with beside it."
         )
-    with _cannot_load(f"The tokenizer of {where}"):
+    with cannot_load(f"The tokenizer of {where}"):
         tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(str(where), revision=revision)
     if encoder and tokenizer.sep_token_id is not None:
         tokenizer.eos_token = tokenizer.sep_token
@@ -237,17 +257,6 @@ def load_tokenizer(where: str | Path, *, revision: str | None = None, encoder: b
     if tokenizer.pad_token_id is None or tokenizer.pad_token_id == tokenizer.eos_token_id:
         tokenizer.add_special_tokens({"pad_token": PAD})
     return tokenizer
-
-
-def without_dropout(model: PreTrainedModel) -> PreTrainedModel:
-    """Set every dropout of ``model`` to 0, so that policy and reference agree at the first step and runs repeat."""
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        for name, value in list(vars(module).items()):
-            if ("dropout" in name or name == "layerdrop") and isinstance(value, float):
-                setattr(module, name, 0.0)
-    return model
 
 
 def train_tokenizer(texts: Iterable[str], *, vocabulary: int = 2048) -> PreTrainedTokenizerFast:
@@ -289,14 +298,20 @@ def build_causal(
     """
     settings = _settings(config, tokenizer)
     _assert_causal(settings, "The model to build")
-    with torch.random.fork_rng(devices=[]), _cannot_load("The model to build"):
+    with torch.random.fork_rng(devices=[]), cannot_load("The model to build"):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(settings, dtype=torch.float32)
     return Loaded(without_dropout(model).to(device), tokenizer)
 
 
 def build_encoder(
-    config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase, *, seed: int, device: str = "cpu"
+    config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int,
+    device: str = "cpu",
+    labels: int = 1,
+    form: Form = SCALAR,
 ) -> Loaded:
     """Build an encoder with a reward head from a configuration, all weights drawn from ``seed``.
 
@@ -306,10 +321,10 @@ def build_encoder(
     settings = _settings(config, tokenizer)
     if not is_encoder(settings):
         raise InputError(f"The model to build ({settings.model_type}) is no encoder such as bert; use build_causal.")
-    with torch.random.fork_rng(devices=[]), _cannot_load("The model to build"):
+    with torch.random.fork_rng(devices=[]), cannot_load("The model to build"):
         torch.manual_seed(seed)
         body = AutoModel.from_config(settings, dtype=torch.float32)
-    return Loaded(to_reward(body, tokenizer, seed=seed).to(device), tokenizer)
+    return Loaded(to_reward(body, tokenizer, seed=seed, labels=labels, form=form).to(device), tokenizer, form)
 
 
 def _settings(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> Any:
@@ -322,7 +337,7 @@ def _settings(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
     kind = fields.pop("model_type")
     if kind not in CONFIG_MAPPING:
         raise InputError(f"transformers has no model_type {kind!r}.{nearest(str(kind), CONFIG_MAPPING)}")
-    with _cannot_load(f"The {kind} to build"):
+    with cannot_load(f"The {kind} to build"):
         made = CONFIG_MAPPING[kind]
         known = {*inspect.signature(made.__init__).parameters, *made().to_dict(), *made.attribute_map} - {"self"}
         for name in fields:
@@ -333,37 +348,32 @@ def _settings(config: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> 
         return AutoConfig.for_model(kind, **{"vocab_size": len(tokenizer), **special, **fields})
 
 
-def to_reward(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, seed: int) -> PreTrainedModel:
-    """Return a one-label sequence classifier on a copy of ``model``'s body, its head drawn from N(0, 1/(d+1)).
+def save_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    form: Form = SCALAR,
+    card: str = "",
+) -> None:
+    """Write a Hugging Face folder (safetensors, configuration, tokenizer) in one move: all of it or nothing.
 
-    The head's spread is that of Stiennon et al. (2020), so first scores are small whatever the width. Of an encoder's
-    head only the last layer is drawn so; layers that ``model`` has are copied, all if it has one label already.
+    Args:
+        model: goes in as it is; one whose scores are of steps as a token classifier, where the architecture has one.
+        tokenizer: goes beside it.
+        folder: is replaced where it exists.
+        form: of a reward model's head, kept as head.json.
+        card: the text of README.md.
     """
-    config = type(model.config).from_dict({**model.config.to_dict(), **LABEL})
-    encoder = is_encoder(config)
-    if not encoder:
-        config.pad_token_id = tokenizer.pad_token_id
-    with torch.random.fork_rng(devices=[]), _cannot_load(f"A reward head on {type(model).__name__}"):
-        torch.manual_seed(seed)
-        reward = AutoModelForSequenceClassification.from_config(config, dtype=torch.float32)
-        if not encoder and not isinstance(getattr(reward, "score", None), torch.nn.Linear):
-            raise InputError(f"{type(reward).__name__} keeps its head elsewhere than in `score`; use another model.")
-        own, body = reward.state_dict(), model.base_model.state_dict()
-        known = {**model.state_dict(), **{f"{reward.base_model_prefix}.{name}": body[name] for name in body}}
-        reward.load_state_dict({n: v for n, v in known.items() if n in own and v.shape == own[n].shape}, strict=False)
-        if not encoder or type(model) is not type(reward) or model.config.num_labels != 1:
-            draw_head(reward)
-    return without_dropout(reward).to(model.device)
-
-
-def save_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path) -> None:
-    """Write a Hugging Face folder (safetensors, configuration, tokenizer) in one move: all of it or nothing."""
     partial, old = (folder.with_name(f".{folder.name}.{what}") for what in ("partial", "old"))
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     with _without_bars():
-        model.save_pretrained(partial)
+        (as_token_classifier(model) if form.kind == "steps" else model).save_pretrained(partial)
     tokenizer.save_pretrained(partial)
+    write_form(partial, form)
+    if card:
+        (partial / "README.md").write_text(card, encoding="utf-8")
     shutil.rmtree(old, ignore_errors=True)
     if folder.exists():
         os.replace(folder, old)
@@ -387,13 +397,3 @@ def _without_bars(*, said: bool = True) -> Iterator[None]:
         logging.set_verbosity(level)
         if shown:
             logging.enable_progress_bar()
-
-
-@contextmanager
-def _cannot_load(what: str) -> Iterator[None]:
-    """Turn what transformers says about a model it cannot make into one sentence."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        lines = str(error).strip().splitlines() or [type(error).__name__]
-        raise InputError(f"{what} cannot be loaded: {lines[0]}") from error

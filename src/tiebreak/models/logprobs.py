@@ -254,6 +254,7 @@ def _logsumexp_in_place(logits: Tensor) -> Tensor:
 
 
 def tiles(positions: int, vocabulary: int) -> list[slice]:
+    """Return slices of places whose logits are computed at once."""
     rows = max(1, TILE // vocabulary)
     return [slice(first, first + rows) for first in range(0, positions, rows)]
 

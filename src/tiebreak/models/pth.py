@@ -138,8 +138,8 @@ def convert(path: str | Path, folder: str | Path, *, plain: bool = False) -> Non
     used = folder.is_file() or (folder.is_dir() and any(folder.iterdir()) and not (folder / "config.json").is_file())
     if used or folder.resolve() in path.resolve().parents:
         raise InputError(f"The folder {folder} holds something else than a model; name a new one.")
-    model, tokenizer = read_pth(path)
-    save_model(to_qwen3(model) if plain else model, tokenizer, folder)
+    loaded = read_pth(path)
+    save_model(to_qwen3(loaded.model) if plain else loaded.model, loaded.tokenizer, folder)
 
 
 def _opened(path: Path) -> _Checkpoint:

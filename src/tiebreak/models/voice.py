@@ -32,7 +32,7 @@ class Voice:
     """A loaded model with its chat template; a tokenizer without one gets the plain template."""
 
     def __init__(self, loaded: Loaded) -> None:
-        self.model, self.tokenizer = loaded
+        self.model, self.tokenizer = loaded.model, loaded.tokenizer
         if not self.tokenizer.chat_template:
             self.tokenizer.chat_template = PLAIN_CHAT
         self.model.eval()

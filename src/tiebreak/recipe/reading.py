@@ -25,7 +25,7 @@ from tiebreak.judge.table import JUDGES
 from tiebreak.recipe.mistakes import first_mistake
 from tiebreak.recipe.sections import Import, Judge, Recipe, Sample, Stage
 from tiebreak.records import InputError
-from tiebreak.registry import Row, Table, nearest
+from tiebreak.registry import Row, Table, UnknownKnob, nearest
 from tiebreak.rewards.combine import check_terms
 from tiebreak.rewards.table import REWARDS
 from tiebreak.train.methods import METHODS, PACES, loop_of
@@ -186,8 +186,9 @@ def _check_names(recipe: Recipe) -> None:
         expanded(recipe.ledger, "ledger")
     for check in (recipe.audit.checks or ()) if recipe.audit else ():
         CHECKS[check]
-    for step in recipe.curate or []:
+    for step in (step for steps in recipe.curations.values() for step in steps):
         settle(step)
+    _check_curated(recipe)
     if recipe.sample and recipe.sample.reward is not None:
         check_terms(rewards_of(recipe.sample, recipe.train), where="sample.reward")
     for name, stage in recipe.train.items():
@@ -201,7 +202,22 @@ def _check_names(recipe: Recipe) -> None:
         RULES[recipe.evaluate.truth]
 
 
-OF_ROWS = frozenset({"rows", "loss_on", "batch_tokens"})
+def _check_curated(recipe: Recipe) -> None:
+    """Refuse a stage or an export of rows that no list of curate steps makes."""
+    named = {
+        f"train.{name}": stage.curated for name, stage in recipe.train.items() if loop_of(stage.method) == "offline"
+    }
+    if recipe.export:
+        named["export"] = recipe.export.curated
+    for where, curated in named.items():
+        if recipe.curate is not None and curated not in recipe.curations and (where == "export" or curated != "pairs"):
+            raise InputError(
+                f"{where}.curated is {curated!r}, and curate has {', '.join(recipe.curations)}."
+                f"{nearest(curated, recipe.curations)}"
+            )
+
+
+OF_ROWS = frozenset({"rows", "loss_on", "batch_tokens", "curated", "band"})
 """Keys of a stage that learns from rows, and below those of one that learns from the policy's own answers."""
 OF_ANSWERS = frozenset({"reward", "value", "rollout", "prompts", "steps"})
 
@@ -238,16 +254,17 @@ def _judges(recipe: Recipe) -> Iterator[tuple[str, Judge]]:
 
 def row_knobs(row: Row, given: Mapping[str, Any], where: str, also: Sequence[str] = ()) -> dict[str, Any]:
     """Return the settled knobs of ``row``; ``also`` are the section's own keys, which a misspelling may have meant."""
-    for name in given:
-        if row.knobs is not None and name not in row.knobs:
-            near = nearest(name, [*row.knobs, *also])
-            raise InputError(f"{where} has no key {name!r}, and {row.name!r} has no such knob.{near}")
+    try:
+        settled = row.settle(given, where=where)
+    except UnknownKnob as error:
+        near = nearest(error.knob, [*(row.knobs or ()), *also])
+        raise InputError(f"{where} has no key {error.knob!r}, and {row.name!r} has no such knob.{near}") from error
     defaults = row.settle({}, where=where)
     for name, value in given.items():
         expected = _misfit(defaults.get(name), value)
         if expected:
             raise InputError(f"{where}.{name} is {value!r}; expected {expected}.")
-    return row.settle(given, where=where)
+    return settled
 
 
 _FITS: tuple[tuple[type, str, Callable[[Any], bool]], ...] = (
@@ -270,7 +287,7 @@ def _misfit(default: Any, value: Any) -> str:
 
 def pace_of(stage: Stage) -> dict[str, Any]:
     """Return the pace of a stage: its own keys over the method's published ones."""
-    published = {k: v for k, v in PACES.get(stage.method, PACES["dpo"]).items() if k not in ROLLOUT}
+    published = {k: v for k, v in PACES.get(stage.method, PACES["dpo"]).items() if k not in (*ROLLOUT, "reference")}
     own = {key: getattr(stage, key) for key in ("epochs", "batch", "learning_rate", "decay")}
     return {
         **published,
@@ -282,6 +299,13 @@ def pace_of(stage: Stage) -> dict[str, Any]:
         "batch_tokens": stage.batch_tokens,
         "mixture": stage.mixture,
     }
+
+
+def reference_of(stage: Stage) -> dict[str, Any]:
+    """Return what the reference of a stage does: its own keys over the method's published ones."""
+    stays = {"compute": "cached", "sync_every": 0, "sync_mix": 1.0}
+    published = PACES.get(stage.method, {}).get("reference", {})
+    return {**stays, **published, **stage.reference.model_dump(exclude_none=True)}
 
 
 ROLLOUT = ("n", "temperature", "repeats", "minibatches")

@@ -154,11 +154,17 @@ class Adapter(Section):
 class Reference(Section):
     """What a policy is compared with while it learns."""
 
-    compute: Literal["cached", "step"] = Field(
-        "cached", description="log-probs once before training, kept on disk; or in each step, from a frozen copy"
+    compute: Literal["cached", "step"] | None = Field(
+        None,
+        description="log-probs once before training, kept on disk; or in each step, from a frozen copy; cached when "
+        "missing, unless the method asks for more",
     )
-    sync_every: int = Field(0, ge=0, description="steps after which it takes a share of the policy; 0: it stays")
-    sync_mix: float = Field(1.0, gt=0, le=1, description="that share; a small one at every step is a moving average")
+    sync_every: int | None = Field(
+        None, ge=0, description="steps after which it takes a share of the policy; 0, if missing: it stays"
+    )
+    sync_mix: float | None = Field(
+        None, gt=0, le=1, description="that share, 1 when missing; a small one at every step is a moving average"
+    )
 
 
 class Rollout(Section):
@@ -200,6 +206,8 @@ class Stage(Open):
     rows: Literal["pairs", "chosen", "responses", "references"] | None = Field(
         None, description="pairs; for sft the prompts' references, imported responses, or the pairs' chosen side"
     )
+    curated: str = Field("pairs", description="name of the list of curate steps whose rows are learned from")
+    band: int | None = Field(None, ge=0, description="learn from the rows of this band only, 0 the first")
     loss_on: Literal["completion", "assistant", "all"] = Field(
         "completion", description="sft: which tokens count; assistant: every assistant turn of a conversation"
     )
@@ -252,6 +260,15 @@ class WinRate(Section):
     limit: int | None = Field(None, ge=1, description="use this many prompts only")
     temperature: float = Field(0.0, ge=0, description="0 is greedy")
     max_new_tokens: int | None = Field(None, ge=1, description="the sample section's when missing")
+    kl: bool = Field(False, description="also how far `of` is from each model, KL in nats; needs a temperature above 0")
+
+    @model_validator(mode="after")
+    def _has_a_distance(self) -> WinRate:
+        if self.kl and self.temperature == 0:
+            raise ValueError("kl is measured on sampled answers; expected a temperature above 0, such as 1")
+        if self.kl and self.of == "reference":
+            raise ValueError("kl is a model's; expected another name than reference as of")
+        return self
 
 
 class Evaluate(Section):
@@ -273,6 +290,7 @@ class Report(Section):
 class Export(Section):
     """Training rows for other tools."""
 
+    curated: str = Field("pairs", description="name of the list of curate steps whose pairs are written")
     shape: Literal["preference", "preference_implicit", "unpaired", "prompt_completion"] = Field(
         "preference", description="columns, as TRL names them"
     )
@@ -285,6 +303,25 @@ class Export(Section):
         if Path(path).name != path or not path.endswith((".jsonl", ".parquet")):
             raise ValueError("expected a file name without folders that ends in .jsonl or .parquet")
         return path
+
+
+class Study(Section):
+    """A recipe carried out many times: every combination of what varies is a cell, once with each seed."""
+
+    seeds: list[int] = Field(default=[0], min_length=1, description="each cell is carried out once with each")
+    vary: dict[str, dict[str, dict[str, Any]]] = Field(
+        min_length=1, description="axis -> cell -> keys as on the command line (`train.policy.beta`) -> value"
+    )
+    jobs: int = Field(1, ge=1, description="seeds worked on at once, each in a process of its own")
+
+    @model_validator(mode="after")
+    def _can_be_told_apart(self) -> Study:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("expected each seed once in study.seeds")
+        for axis, cells in self.vary.items():
+            if not cells:
+                raise ValueError(f"study.vary.{axis} has no cells; expected at least one, such as plain: {{}}")
+        return self
 
 
 class Recipe(Section):
@@ -302,11 +339,12 @@ class Recipe(Section):
     collect: Collect | None = None
     judge: Judge | None = None
     audit: Audit | None = None
-    curate: list[str | dict[str, Any]] | None = None
+    curate: list[str | dict[str, Any]] | dict[str, list[str | dict[str, Any]]] | None = None
     train: dict[str, Stage] = Field(default={})
     evaluate: Evaluate | None = None
     report: Report | None = None
     export: Export | None = None
+    study: Study | None = None
 
     @field_validator("project")
     @classmethod
@@ -314,6 +352,14 @@ class Recipe(Section):
         if project in (".", ".."):
             raise ValueError("expected a name, or a path with a slash such as ./here")
         return project
+
+    @field_validator("curate")
+    @classmethod
+    def _files(cls, curate: Any) -> Any:
+        for name in curate if isinstance(curate, dict) else ():
+            if not NAME.fullmatch(name):
+                raise ValueError(f"{name!r} names a file; expected letters, digits, - and _")
+        return curate
 
     @field_validator("train")
     @classmethod
@@ -324,6 +370,11 @@ class Recipe(Section):
             if name == "reference":
                 raise ValueError("'reference' means the prompts' own answers; expected another name for a stage")
         return train
+
+    @property
+    def curations(self) -> dict[str, list[str | dict[str, Any]]]:
+        """Each list of curate steps by its name; one that has none is called ``pairs``."""
+        return self.curate if isinstance(self.curate, dict) else {} if self.curate is None else {"pairs": self.curate}
 
     @property
     def folder(self) -> Path:

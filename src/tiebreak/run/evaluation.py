@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
+from tiebreak.evaluate.divergence import Divergence, divergence
 from tiebreak.evaluate.reward import agreement_with_truth, calibration, length_baseline, pair_accuracy
 from tiebreak.evaluate.winrate import WinRate, win_rate
 from tiebreak.judge.rule import RULES
@@ -14,10 +16,10 @@ from tiebreak.judge.run import judge_pairs
 from tiebreak.judge.verdict import soft_label
 from tiebreak.recipe import Judge
 from tiebreak.recipe import WinRate as WinRateSection
-from tiebreak.records import InputError, Judgment, Pair, Prompt, Response, from_dict
-from tiebreak.run.folder import read_json, read_pairs, write_json
+from tiebreak.records import InputError, Judgment, Pair, Prompt, Response
+from tiebreak.run.folder import read_json, read_pairs, write_json, write_text
 from tiebreak.run.job import Job, Made
-from tiebreak.run.learning import held_out
+from tiebreak.run.rows import apart, tested
 from tiebreak.run.stages import judge_of
 from tiebreak.stats.intervals import rate
 from tiebreak.stats.length import length_controlled_win_rate
@@ -164,12 +166,12 @@ def _held_pairs(job: Job, named: str) -> tuple[list[Pair], list[Pair]]:
     """Return the pairs the reward model learned from and those it never saw."""
     pairs = read_pairs(job.project / "curate" / "pairs.jsonl")
     written = read_json(job.project / "train" / named / "held_out.json") if named in job.recipe.train else None
-    if written is not None:
-        held = [from_dict(Pair, row) for row in written]
-        away = {pair.prompt_id for pair in held}
-        return [pair for pair in pairs if pair.prompt_id not in away], held
     prompts = {p.id: p for p in job.ledger.prompts(sorted({pair.prompt_id for pair in pairs}))}
-    return held_out(pairs, prompts, set(job.set_of("import", "prompts/test")), 1.0, job.recipe.seed)
+    groups = [prompts[pair.prompt_id].group for pair in pairs]
+    if written is None:
+        return apart(pairs, groups, tested(job), 1.0, job.recipe.seed)
+    held = {p.group for p in job.ledger.prompts(sorted({row["prompt_id"] for row in written}))}
+    return apart(pairs, groups, held, 0.0, job.recipe.seed)
 
 
 def _answers(job: Job, section: WinRateSection) -> Answers:
@@ -179,7 +181,6 @@ def _answers(job: Job, section: WinRateSection) -> Answers:
     from tiebreak.sample.draw import draw
 
     prompts = job.prompts(section.prompts, section.limit)
-    sampled = job.recipe.sample
     answers: Answers = {}
     for side in (section.of, *section.against):
         if side == "reference":
@@ -192,23 +193,25 @@ def _answers(job: Job, section: WinRateSection) -> Answers:
             job.ledger.add_responses(made)
         else:
             name, where = job.model(side)
-            drawn = draw(
-                job.ledger,
-                load_causal(where, device=job.recipe.device),
-                prompts,
-                maker=maker_of(name, where),
-                n=1,
-                temperature=section.temperature,
-                max_new_tokens=section.max_new_tokens or (sampled.max_new_tokens if sampled else 64),
-                seed=job.recipe.seed,
-                batch=sampled.batch if sampled else 128,
-                window=sampled.window if sampled else 1024,
-                cut=sampled.cut if sampled else "start",
-                progress=job.progress,
-            )
+            loaded, maker = load_causal(where, device=job.recipe.device), maker_of(name, where)
+            how = _how(job, section)
+            drawn = draw(job.ledger, loaded, prompts, maker=maker, n=1, progress=job.progress, **how)
             made = job.ledger.responses(drawn.response_ids)
         answers[side] = {response.prompt_id: response for response in made}
     return answers
+
+
+def _how(job: Job, section: WinRateSection) -> dict[str, Any]:
+    """Return how every side answers, so that what is drawn once more is the same."""
+    sampled = job.recipe.sample
+    return {
+        "temperature": section.temperature,
+        "max_new_tokens": section.max_new_tokens or (sampled.max_new_tokens if sampled else 64),
+        "seed": job.recipe.seed,
+        "batch": sampled.batch if sampled else 128,
+        "window": sampled.window if sampled else 1024,
+        "cut": sampled.cut if sampled else "start",
+    }
 
 
 def _win_rates(job: Job, section: WinRateSection, answers: Answers, truth: Truth | None) -> Slice:
@@ -216,7 +219,7 @@ def _win_rates(job: Job, section: WinRateSection, answers: Answers, truth: Truth
     if spec is None:
         raise InputError("evaluate.win_rate has no judge; give it one, or add a judge section.")
     prompts = {p.id: p for p in job.ledger.prompts(sorted(answers[section.of]))}
-    found, spent = [], None
+    found, lines, spent = [], [], None
     for against in section.against:
         shared = [key for key in answers[section.of] if key in answers[against]]
         pairs = [(prompts[key], answers[section.of][key], answers[against][key]) for key in shared]
@@ -226,6 +229,12 @@ def _win_rates(job: Job, section: WinRateSection, answers: Answers, truth: Truth
         lengths = {r.id: len(r.text.split()) for _, a, b in pairs for r in (a, b)}
         measured = win_rate(judgments, side, of=section.of, against=against, lengths=lengths)
         row = _rate_row(measured, sorted({j.by for j in judgments if j.by not in (IDENTICAL, EMPTY)}))
+        said = _verdicts(judgments)
+        by_prompt: list[dict[str, Any]] = [
+            {"of": section.of, "against": against, "prompt_id": p.id, "group": p.group}
+            | {"judged": said.get(a.id), "words": [lengths[a.id], lengths[b.id]]}
+            for p, a, b in pairs
+        ]
         if truth:
             gaps = [truth(p, a.text) - truth(p, b.text) for p, a, b in pairs]
             words = [lengths[a.id] for _, a, _ in pairs], [lengths[b.id] for _, _, b in pairs]
@@ -234,8 +243,36 @@ def _win_rates(job: Job, section: WinRateSection, answers: Answers, truth: Truth
                 section.of: sum(truth(p, a.text) for p, a, _ in pairs) / len(pairs),
                 against: sum(truth(p, b.text) for p, _, b in pairs) / len(pairs),
             }
+            by_prompt = [line | {"true": _won(gap)} for line, gap in zip(by_prompt, gaps, strict=True)]
+        if section.kl and against != "reference":
+            far = _divergence(job, section, against, [p for p, _, _ in pairs])
+            row |= {"kl": far.kl._asdict(), "log_ratio": far.ratio._asdict()}
+            by_prompt = [line | {"kl": round(nats, 4)} for line, nats in zip(by_prompt, far.each, strict=True)]
         found.append(row)
+        lines += by_prompt
+    write_text(job.home / "wins.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
     return Slice({"win_rates": found}, spent)
+
+
+def _verdicts(judgments: Sequence[Judgment]) -> dict[str, float]:
+    """Return how often each answer was judged the better of its pair, the orders averaged, a tie half."""
+    items: dict[str, list[Judgment]] = {}
+    for judgment in judgments:
+        items.setdefault(judgment.item, []).append(replace(judgment, probability=None, id=""))
+    found: dict[str, float] = {}
+    for group in items.values():
+        a, b = sorted(group[0].slots)
+        if label := soft_label(group, a, b):
+            found |= {a: label.p, b: 1 - label.p}
+    return found
+
+
+def _divergence(job: Job, section: WinRateSection, against: str, prompts: Sequence[Prompt]) -> Divergence:
+    """Measure how far the policy is from another model, on the answers that are compared."""
+    from tiebreak.models.load import load_causal
+
+    one, other = (load_causal(job.model(side)[1], device=job.recipe.device) for side in (section.of, against))
+    return divergence(one, other, prompts, progress=job.progress, **_how(job, section))
 
 
 IDENTICAL, EMPTY = "rule:identical", "rule:empty"
@@ -303,13 +340,17 @@ def _rate_row(measured: WinRate, judges: Sequence[str]) -> dict[str, Any]:
 
 def _true_rates(gaps: Sequence[float], lengths: Sequence[Sequence[int]], groups: Sequence[str]) -> dict[str, Any]:
     """The share of prompts where the truth is on our side, equal quality being half; plainly and at equal length."""
-    won = [0.5 if gap == 0 else float(gap > 0) for gap in gaps]
+    won = [_won(gap) for gap in gaps]
     level = length_controlled_win_rate(won, lengths[0], lengths[1], list(groups))
     plain = {k: _number(v) for k, v in rate(won, list(groups))._asdict().items()}
     return {
         "true": plain | {"ties": sum(gap == 0 for gap in gaps)},
         "true_length_controlled": {k: _number(v) for k, v in level._asdict().items()},
     }
+
+
+def _won(gap: float) -> float:
+    return 0.5 if gap == 0 else float(gap > 0)
 
 
 def _number(value: float) -> float | None:

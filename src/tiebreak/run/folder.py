@@ -13,7 +13,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from tiebreak.records import InputError, Pair, from_dict, to_dict
+from tiebreak.records import Graded, InputError, Pair, from_dict, to_dict
 
 PACKAGES = ("tiebreak", "numpy", "sqlalchemy", "torch", "transformers", "tokenizers")
 
@@ -132,13 +132,28 @@ def _ours(path: Path) -> bool:
     return path.name == ".started.json.partial"
 
 
-def write_pairs(path: Path, pairs: Iterable[Pair]) -> None:
-    """Write training pairs as JSON lines."""
-    write_text(path, "".join(json.dumps(to_dict(pair), ensure_ascii=False) + "\n" for pair in pairs))
+def write_rows(path: Path, rows: Iterable[Pair | Graded]) -> None:
+    """Write training rows as JSON lines; what a row does not say is left out."""
+    write_text(path, "".join(json.dumps(_said(row), ensure_ascii=False) + "\n" for row in rows))
+
+
+def _said(row: Pair | Graded) -> dict[str, Any]:
+    """Return a row's fields without those that are empty."""
+    return {name: value for name, value in to_dict(row).items() if value not in (None, "", [], {}, ())}
+
+
+def read_rows(path: Path) -> list[Pair | Graded]:
+    """Return the rows in a file of :func:`write_rows`."""
+    if not path.is_file():
+        raise InputError(f"There are no training rows at {path}; run the curate section first.")
+    rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
+    return [from_dict(Graded if "response_ids" in row else Pair, row) for row in rows]
 
 
 def read_pairs(path: Path) -> list[Pair]:
-    """Return the pairs in a file of :func:`write_pairs`."""
-    if not path.is_file():
-        raise InputError(f"There are no training pairs at {path}; run the curate section first.")
-    return [from_dict(Pair, json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Return the pairs in a file of :func:`write_rows`; an InputError where it holds other rows."""
+    rows = read_rows(path)
+    pairs = [row for row in rows if isinstance(row, Pair)]
+    if len(pairs) < len(rows):
+        raise InputError(f"{path} holds graded answers where pairs are needed; name a list of curate steps for pairs.")
+    return pairs

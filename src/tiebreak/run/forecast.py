@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 from tiebreak.data.table import Entry
 from tiebreak.judge.table import JUDGES
-from tiebreak.recipe import Judge, Recipe, pace_of, rollout_of, row_knobs, voices_of
+from tiebreak.recipe import Judge, Recipe, pace_of, reference_of, rollout_of, row_knobs, voices_of
 from tiebreak.records import InputError, Prompt
 from tiebreak.run.folder import StageFolder
 from tiebreak.run.plan import plan, rows_of
@@ -200,7 +200,7 @@ def _memory(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> float | None:
         "tokens": max(1, round(tokens)),
         "predicted": 0 if stage.method == "bradley_terry" else max(1, round(tokens / 2)),
         "optimizer": stage.optimizer,
-        "reference_in_step": stage.reference.compute == "step",
+        "reference_in_step": reference_of(stage)["compute"] == "step",
     }
     try:
         found = estimate(config, **sizes)

@@ -7,19 +7,29 @@ from typing import Any, NamedTuple
 
 from tiebreak.models.adapter_folder import load_adapter, save_adapter
 from tiebreak.models.adapters import Adapter, merged, quantized_settings
-from tiebreak.models.encode import Cut, encode_dialogue, encode_tree
+from tiebreak.models.encode import encode_tree
 from tiebreak.models.forest import Tree
-from tiebreak.models.load import Loaded, build_causal, load_causal, save_model, start_reward, train_tokenizer
-from tiebreak.recipe import Stage, pace_of, row_knobs
-from tiebreak.records import InputError, Pair, Prompt, Response, content_id, to_dict
+from tiebreak.models.load import (
+    Loaded,
+    build_causal,
+    context_of,
+    load_causal,
+    save_model,
+    start_reward,
+    train_tokenizer,
+)
+from tiebreak.recipe import Stage, pace_of, reference_of, row_knobs
+from tiebreak.records import InputError, Response
 from tiebreak.rewards.model import centre_on
-from tiebreak.run.folder import read_pairs, write_json
 from tiebreak.run.job import Job, Made
-from tiebreak.run.plan import rows_of
+from tiebreak.run.rows import Rows
 from tiebreak.train import checkpoint
 from tiebreak.train.methods import loop_of
-from tiebreak.train.objectives.presets import OBJECTIVES
-from tiebreak.train.offline import Compute, Example, Pace, Reference, Trained, Watch, fit, settle
+from tiebreak.train.objectives.presets import OFFLINE
+from tiebreak.train.objectives.switches import needs_of, objective
+from tiebreak.train.objectives.targets import BELIEVES
+from tiebreak.train.offline import Compute, Pace, Reference, Trained, Watch, fit, settle
+from tiebreak.train.rows import mismatched
 
 REFERENCES = 512
 """Reference answers that centre a reward model: enough for a mean, few enough to cost nothing."""
@@ -44,12 +54,14 @@ class Learned(NamedTuple):
 
 def _offline(job: Job, stage: Stage) -> Learned:
     """Learn from rows: written answers or pairs."""
-    loss = OBJECTIVES[stage.method].load()
-    knobs = settle(loss, row_knobs(OBJECTIVES[stage.method], stage.knobs, job.name))
-    rows = _Rows(job, stage, knobs.get("target", ""))
+    loss = OFFLINE[stage.method].load()
+    knobs = settle(loss, row_knobs(OFFLINE[stage.method], stage.knobs, job.name))
+    rows = Rows(job, stage, ties=knobs.get("target") not in BELIEVES)
     head = knobs["score"] == "head"
     loaded = _start(job, stage, head=head, texts=rows.texts)
     taught, held_out, counts = rows.encode(loaded)
+    if loss is objective and "mismatched" in needs_of(knobs):
+        taught, held_out = (mismatched(some, context_of(loaded.model), job.recipe.seed) for some in (taught, held_out))
     done = fit(
         loaded.model,
         taught,
@@ -61,7 +73,7 @@ def _offline(job: Job, stage: Stage) -> Learned:
         cache=job.project / "train" / "references",
         **_how(job, stage),
     )
-    return Learned(loaded, done, counts, rows.dropped, rows.notes, [row.tree for row in taught] if head else None)
+    return Learned(loaded, done, counts, rows.dropped, (), [row.tree for row in taught] if head else None)
 
 
 def _acting(job: Job, stage: Stage) -> Learned:
@@ -89,7 +101,7 @@ def _how(job: Job, stage: Stage) -> dict[str, Any]:
             checkpointing=stage.checkpointing,
             tokens=None if stage.tokens == "auto" else stage.tokens,
         ),
-        "reference": Reference(**stage.reference.model_dump()),
+        "reference": Reference(**reference_of(stage)),
         "adapter": _adapter(stage),
         "optimizer": stage.optimizer,
         "optimizer_knobs": stage.optimizer_knobs,
@@ -158,110 +170,6 @@ def _plain(job: Job, stage: Stage, loaded: Loaded) -> Loaded:
         if stage.adapter.kind == "qlora":
             return Loaded(merged(load_adapter(job.home / "adapter").model), loaded.tokenizer)
     return Loaded(merged(loaded.model), loaded.tokenizer)
-
-
-class _Rows:
-    """The rows of one stage as records, split into those to learn from and those held out, and why others went."""
-
-    def __init__(self, job: Job, stage: Stage, target: str) -> None:
-        self.stage = stage
-        self.target = target
-        self.dropped: dict[str, int] = {}
-        self.notes: list[str] = []
-        kind = rows_of(stage)
-        if kind in ("pairs", "chosen"):
-            self.rows, self.held = self._pairs(job)
-            if kind == "chosen":
-                self.rows, self.held = (
-                    [(p, answers[:1], 1.0, w) for p, answers, _, w in r] for r in (self.rows, self.held)
-                )
-        else:
-            self.rows, self.held = self._written(job, kind), []
-        self.rows = self.rows[: stage.limit]
-
-    @property
-    def texts(self) -> list[str]:
-        """All texts to learn from, for a tokenizer that has to be trained."""
-        return [text for prompt, answers, *_ in self.rows for text in (prompt.plain, *(a.text for a in answers))]
-
-    def _written(self, job: Job, kind: str) -> list[tuple[Prompt, list[Response], float, float]]:
-        prompts = job.prompts("train")
-        if kind == "references":
-            known = [p for p in prompts if p.reference]
-            if len(known) < len(prompts):
-                self.dropped["no reference answer"] = len(prompts) - len(known)
-            return [(p, [Response(prompt_id=p.id, text=p.reference or "")], 1.0, 1.0) for p in known]
-        by_id = {prompt.id: prompt for prompt in prompts}
-        written = job.ledger.responses(job.set_of("import", "responses"))
-        return [(by_id[r.prompt_id], [r], 1.0, 1.0) for r in written if r.prompt_id in by_id]
-
-    def _pairs(self, job: Job) -> tuple[list[Any], list[Any]]:
-        pairs = read_pairs(job.project / "curate" / "pairs.jsonl")
-        prompts = {p.id: p for p in job.ledger.prompts(sorted({pair.prompt_id for pair in pairs}))}
-        ids = sorted({side for pair in pairs for side in (pair.chosen_id, pair.rejected_id)})
-        texts = {response.id: response for response in job.ledger.responses(ids)}
-        usable = [pair for pair in pairs if pair.p > 0.5 or self.target != "hard"]
-        if len(usable) < len(pairs):
-            self.dropped["ties, which a hard target cannot use"] = len(pairs) - len(usable)
-        taught, held = held_out(usable, prompts, self._tested(job), self.stage.held_out, job.recipe.seed)
-
-        def rows(some: Sequence[Pair]) -> list[Any]:
-            return [(prompts[p.prompt_id], [texts[p.chosen_id], texts[p.rejected_id]], p.p, p.weight) for p in some]
-
-        write_json(job.home / "held_out.json", [to_dict(pair) for pair in held])
-        return rows(taught), rows(held)
-
-    def _tested(self, job: Job) -> set[str]:
-        if "import" not in job.before or "test" not in job.before["import"]["outputs"]["splits"]:
-            return set()
-        return set(job.set_of("import", "prompts/test"))
-
-    def encode(self, loaded: Loaded) -> tuple[list[Example], list[Example], dict[str, int | float]]:
-        """Turn the rows into trees; a row whose completion does not fit is dropped whole and counted."""
-        cut = 0
-        out: list[list[Example]] = []
-        for rows in (self.rows, self.held):
-            examples = []
-            for prompt, answers, p, weight in rows:
-                encode = self._dialogue if self.stage.loss_on == "assistant" else encode_tree
-                tree, was_cut = encode(loaded.tokenizer, prompt, answers, window=self.stage.window, cut=self.stage.cut)
-                cut += was_cut
-                if tree is None:
-                    reason = "completion longer than the window"
-                    self.dropped[reason] = self.dropped.get(reason, 0) + 1
-                elif len(tree.branches) == 2 and tree.branches[0] == tree.branches[1]:
-                    reason = "equal completions"
-                    self.dropped[reason] = self.dropped.get(reason, 0) + 1
-                else:
-                    learned = self._whole(tree) if self.stage.loss_on == "all" else tree
-                    examples.append(Example(learned, p, weight, prompt.source))
-            out.append(examples)
-        counts: dict[str, int | float] = {"rows": len(out[0]), "held out": len(out[1]), "prompts cut": cut}
-        return out[0], out[1], counts
-
-    def _dialogue(
-        self, tokenizer: Any, prompt: Prompt, answers: Sequence[Response], *, window: int, cut: Cut
-    ) -> tuple[Tree | None, bool]:
-        return encode_dialogue(tokenizer, prompt, answers[0], window=window, cut=cut)
-
-    def _whole(self, tree: Tree) -> Tree:
-        """With the loss on all tokens the prompt's first token is the trunk and the rest one branch."""
-        return Tree(tree.trunk[:1], (tree.trunk[1:] + tree.branches[0],))
-
-
-def held_out(
-    pairs: Sequence[Pair], prompts: dict[str, Prompt], tested: set[str], share: float, seed: int
-) -> tuple[list[Pair], list[Pair]]:
-    """Split pairs into those to learn from and those held out, whole prompt groups at a time.
-
-    Pairs of the test prompts are the held-out ones; where there are none, ``share`` of the prompt groups is drawn.
-    """
-    if not any(pair.prompt_id in tested for pair in pairs):
-        groups = sorted({prompts[pair.prompt_id].group for pair in pairs}, key=lambda g: content_id("held", seed, g))
-        away = set(groups[: round(share * len(groups))])
-        tested = {pair.prompt_id for pair in pairs if prompts[pair.prompt_id].group in away}
-    learn = [pair for pair in pairs if pair.prompt_id not in tested]
-    return learn, [pair for pair in pairs if pair.prompt_id in tested]
 
 
 def _start(job: Job, stage: Stage, *, head: bool, texts: Sequence[str]) -> Loaded:

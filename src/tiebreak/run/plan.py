@@ -75,12 +75,16 @@ def plan(recipe: Recipe) -> list[Planned]:
     return ordered
 
 
+Written = list[Any] | dict[str, list[Any]]
+"""Curate steps as a recipe writes them."""
+
+
 def _stages(recipe: Recipe) -> list[Planned]:
     answers = "sample" if recipe.sample else "import"
     judged = [name for name, one in (("collect", recipe.collect), ("judge", recipe.judge)) if one] or ["import"]
     found: list[Planned] = []
 
-    def add(name: str, needs: list[str], section: BaseModel | list[Any] | None) -> None:
+    def add(name: str, needs: list[str], section: BaseModel | Written | None) -> None:
         if section is not None:
             found.append(Planned(name, tuple(dict.fromkeys(needs)), _knobs(section)))
 
@@ -109,10 +113,8 @@ def _judge_needs(recipe: Recipe, section: Judge | None, where: str) -> list[str]
     return [need for model in models for need in _model(recipe, model, where)]
 
 
-def _knobs(section: BaseModel | list[Any]) -> dict[str, Any]:
-    if isinstance(section, list):
-        return {"steps": section}
-    return resolved(section)
+def _knobs(section: BaseModel | Written) -> dict[str, Any]:
+    return resolved(section) if isinstance(section, BaseModel) else {"steps": section}
 
 
 def _model(recipe: Recipe, model: str | dict[str, Any], where: str) -> list[str]:

@@ -21,8 +21,8 @@ from tiebreak.judge.run import batch_pairs, judge_pairs
 from tiebreak.judge.table import JUDGES, make_judge
 from tiebreak.judge.table import Judge as Judging
 from tiebreak.recipe import Import, Judge, Recipe, Sample, expanded, row_knobs
-from tiebreak.records import InputError, Prompt, Response, to_dict
-from tiebreak.run.folder import read_pairs, write_json, write_pairs
+from tiebreak.records import InputError, Pair, Prompt, Response, to_dict
+from tiebreak.run.folder import read_pairs, write_json, write_rows
 from tiebreak.run.job import Job, Made, place_of
 from tiebreak.store import Ledger
 
@@ -286,26 +286,34 @@ def audit(job: Job) -> Made:
 
 
 def curate(job: Job) -> Made:
-    """Derive training pairs from the judgments."""
-    steps = job.recipe.curate
-    assert steps is not None
-    judgments = job.judgments()
-    done = run_curate(judgments, steps, Texts(job.ledger.prompts, job.ledger.responses))
-    pairs = done.rows
-    write_pairs(job.home / "pairs.jsonl", pairs)
-    write_json(job.home / "funnel.json", [stage._asdict() for stage in done.funnel])
+    """Derive training rows from the judgments, by each list of steps."""
+    judgments, texts = job.judgments(), Texts(job.ledger.prompts, job.ledger.responses)
+    counts: dict[str, int | float] = {"judgments": len(judgments)}
     dropped: Counter[str] = Counter()
-    for stage in done.funnel:
-        dropped.update(stage.dropped)
-    ties = sum(pair.p == 0.5 for pair in pairs)
-    return Made({"judgments": len(judgments), "pairs": len(pairs), "ties kept": ties}, dict(dropped))
+    funnel: list[dict[str, Any]] = []
+    lists = job.recipe.curations
+    for name, steps in lists.items():
+        done = run_curate(judgments, steps, texts)
+        job.ledger.add_prompts(one for one in done.made if isinstance(one, Prompt))
+        job.ledger.add_responses(one for one in done.made if isinstance(one, Response))
+        write_rows(job.home / f"{name}.jsonl", done.rows)
+        before = f"{name}: " if len(lists) > 1 else ""
+        funnel += [{**stage._asdict(), "step": before + stage.step} for stage in done.funnel]
+        for stage in done.funnel:
+            dropped.update({before + reason: count for reason, count in stage.dropped.items()})
+            counts |= {f"{before}{what} by {stage.step}": count for what, count in stage.changed.items()}
+        counts |= {name: len(done.rows)}
+        if ties := sum(isinstance(row, Pair) and row.p == 0.5 for row in done.rows):
+            counts |= {f"{before}ties kept": ties}
+    write_json(job.home / "funnel.json", funnel)
+    return Made(counts, dict(dropped))
 
 
 def export(job: Job) -> Made:
     """Write the pairs in a shape other trainers read."""
     section = job.recipe.export
     assert section is not None
-    pairs = read_pairs(job.project / "curate" / "pairs.jsonl")
+    pairs = read_pairs(job.project / "curate" / f"{section.curated}.jsonl")
     prompts = {p.id: p for p in job.ledger.prompts(sorted({pair.prompt_id for pair in pairs}))}
     ids = sorted({side for pair in pairs for side in (pair.chosen_id, pair.rejected_id)})
     responses = {response.id: response for response in job.ledger.responses(ids)}

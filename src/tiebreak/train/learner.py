@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,7 +21,7 @@ from tiebreak.models.forest import plant
 from tiebreak.models.fused import gradients_in_place
 from tiebreak.models.readings import OF_BOTH, READINGS, Other
 from tiebreak.train.objectives.seen import NOTHING, Outcome, Whole
-from tiebreak.train.objectives.switches import Kind, kind_of, objective, parts_of
+from tiebreak.train.objectives.switches import Kind, kind_of, needs_of, objective, parts_of
 from tiebreak.train.pace import Pace
 from tiebreak.train.pack import fill
 from tiebreak.train.rows import Example, Loss, look, see, whole_of
@@ -63,9 +63,10 @@ class Learner(Update):
             optimizer_knobs=optimizer_knobs,
         )
         self.model, self.knobs, self.loss, self.reference = model, dict(knobs), loss, reference
-        self.kind, self.reads = asked_of(loss, self.knobs)
+        self.kind, self.reads, _ = asked_of(loss, self.knobs)
         self.readings = tuple(name for name in READINGS if name in self.reads)
         self.past: Mapping[str, Tensor] = NOTHING
+        self.progress = 0.0
 
     @property
     def head(self) -> bool:
@@ -103,6 +104,7 @@ class Learner(Update):
         Raises:
             InputError: a loss or gradient that is not finite; the weights are those from before.
         """
+        self.progress = number / total
         if references is None and self.compares:
             references = self.reference_logps(rows)
 
@@ -161,7 +163,7 @@ class Learner(Update):
             kind=self.kind,
             reference=None if flat is None else flat.to(values.device),
             readings=self.readings,
-            past=self.past,
+            past={**self.past, "progress": torch.tensor(self.progress)},
             whole=whole,
         )
         return self.loss(seen, **self.knobs)
@@ -207,16 +209,21 @@ class Learner(Update):
             )
 
 
-def asked_of(loss: Loss, knobs: Mapping[str, Any]) -> tuple[Kind, frozenset[str]]:
-    """Return the shape of row that an objective takes, and what it reads besides log-probs or scores.
+class Asked(NamedTuple):
+    """The shape of row that an objective takes, what it reads besides log-probs or scores, and what rows must have."""
 
-    A function of one's own takes pairs wherever it has a score map.
-    """
+    kind: Kind
+    reads: frozenset[str]
+    needs: tuple[str, ...] = ()
+
+
+def asked_of(loss: Loss, knobs: Mapping[str, Any]) -> Asked:
+    """Return what an objective asks for; a function of one's own takes pairs wherever it has a score map."""
     if loss is objective:
-        parts = parts_of(knobs).values()
-        return kind_of(knobs.get("link", "")), frozenset(name for part in parts for name in part.reads)
-    reads = () if knobs["score"] in ("", "head", "log_prob") else ("reference",)
-    return "pairs" if knobs["score"] else "written", frozenset(reads)
+        reads = frozenset(name for part in parts_of(knobs).values() for name in part.reads)
+        return Asked(kind_of(knobs.get("link", "")), reads, needs_of(knobs))
+    own = () if knobs["score"] in ("", "head", "log_prob") else ("reference",)
+    return Asked("pairs" if knobs["score"] else "written", frozenset(own))
 
 
 def _width(rows: Sequence[Example]) -> int:

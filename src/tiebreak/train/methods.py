@@ -48,7 +48,9 @@ _ROUND_PACES: dict[str, dict[str, Any]] = {
     "raft": {"learning_rate": 2e-5, "epochs": 1.0, "batch": 64, "decay": "linear"},
 }
 
-METHODS = Table("methods", "method", [*objectives.OBJECTIVES, *policy_gradient.POLICY_GRADIENT, *ROUNDS])
+METHODS = Table(
+    "methods", "method", [*objectives.OBJECTIVES, *objectives.HEADS, *policy_gradient.POLICY_GRADIENT, *ROUNDS]
+)
 PACES: dict[str, dict[str, Any]] = {
     **objectives.PACES,
     **policy_gradient.PACES,

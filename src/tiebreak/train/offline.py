@@ -27,9 +27,9 @@ from tiebreak.records import InputError, Progress, quiet
 from tiebreak.registry import nearest
 from tiebreak.train import checkpoint
 from tiebreak.train.best import FRESH, Best
-from tiebreak.train.learner import Learner, asked_of
+from tiebreak.train.learner import Asked, Learner, asked_of
 from tiebreak.train.memory import find_tokens, is_out_of_memory, out_of_memory
-from tiebreak.train.objectives.switches import Kind, needs_of, objective, parts_of, settled
+from tiebreak.train.objectives.switches import objective, parts_of, settled
 from tiebreak.train.optimizers import Ema
 from tiebreak.train.order import Facts, Order
 from tiebreak.train.pace import Pace
@@ -140,28 +140,26 @@ def fit(
         InputError: broken rows, an unknown switch, another run's checkpoint, a first DPO loss that is not ln 2 (the
             reference is not the start), a loss or gradient that is not finite, or memory that ran out.
     """
-    whole, follow, watch = settle(loss, knobs), _follow(reference or Reference(), against), watch or Watch()
-    kind, reads = asked_of(loss, whole)
-    _check(model, examples, held_out, watch, kind=kind, needs=needs_of(whole) if loss is objective else ())
-    if reads.intersection(OF_TWO):
-        follow = replace(follow, compute="step")
+    whole, watch = settle(loss, knobs), watch or Watch()
+    asked = asked_of(loss, whole)
+    _check(model, examples, held_out, watch, asked)
+    follow = _follow(reference or Reference(), against, asked)
     made = {"optimizer": optimizer, **(optimizer_knobs or {}), "ema": ema, "seed": seed, "adapter": repr(adapter)}
     rows = [*examples, *(held_out if watch.chooses else ())]
     run = _mark(model, rows, whole, pace, compute or Compute(), follow, loss, made | watch.chooses, against)
     model = model if adapter is None else adapt(model, adapter, seed=seed)
     own: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "optimizer_knobs": optimizer_knobs}
-    learner = Learner(
-        model, whole, pace, compute, reference=_beside(model, "reference" in reads, follow, against), **own
-    )
+    own["reference"] = _beside(model, "reference" in asked.reads, follow, against)
+    learner = Learner(model, whole, pace, compute, **own)
     training = _Training(learner, _order(examples, pace, seed), examples, held_out, watch, folder, run)
     training.carry(ema, follow, auto_tokens=auto_tokens, moved=bool(against) or (not adapter and has_adapter(model)))
     return training.go(progress, None if follow.compute == "step" else cache or folder / "reference")
 
 
-def _follow(follow: Reference, against: PreTrainedModel | None) -> Reference:
-    """Return where the reference's log-probs come from; those of a model that is given come in the step."""
+def _follow(follow: Reference, against: PreTrainedModel | None, asked: Asked) -> Reference:
+    """Return where the reference's log-probs come from: in the step where a model is given or both are read at once."""
     if against is None:
-        return follow
+        return replace(follow, compute="step") if asked.reads.intersection(OF_TWO) else follow
     if follow.sync_every:
         raise InputError("A reference that is given stays as it is; set sync_every to 0.")
     return replace(follow, compute="step")
@@ -181,16 +179,14 @@ def _check(
     rows: Sequence[Example],
     held_out: Sequence[Example],
     watch: Watch,
-    *,
-    kind: Kind,
-    needs: Sequence[str],
+    asked: Asked,
 ) -> None:
     """Refuse rows that cannot be trained on, and a watch that has nothing to watch."""
     if not held_out and (watch.patience or watch.keep == "best"):
         raise InputError("keep: best and patience need held-out rows; set held_out above 0.")
-    check_rows(rows, model, kind=kind, needs=needs)
+    check_rows(rows, model, kind=asked.kind, needs=asked.needs)
     if held_out:
-        check_rows(held_out, model, kind=kind, needs=needs)
+        check_rows(held_out, model, kind=asked.kind, needs=asked.needs)
 
 
 def _mark(
@@ -214,8 +210,8 @@ def _mark(
 def _order(rows: Sequence[Example], pace: Pace, seed: int) -> Order:
     unsure = [1 - abs(2 * row.p - 1) for row in rows]
     facts = Facts(tokens=[row.tree.size for row in rows], labels=[row.label for row in rows], difficulty=unsure)
-    shape = {"batch": pace.batch, "by": pace.order, "mixture": pace.mixture, "batch_tokens": pace.batch_tokens}
-    return Order(facts, seed=seed, **shape)
+    size = {"batch": pace.batch, "batch_tokens": pace.batch_tokens}
+    return Order(facts, seed=seed, by=pace.order, mixture=pace.mixture, **size)
 
 
 class _Training:
@@ -305,7 +301,7 @@ class _Training:
             self.follower.follow(learner.model, number + 1)
         state |= {"step": number + 1, "tokens": state["tokens"] + done.tokens, "numbers": done.numbers}
         if learner.past:
-            state["past"] = {name: float(value) for name, value in learner.past.items()}
+            state["past"] = {name: value.tolist() for name, value in learner.past.items()}
         if (number + 1) % watch.log_every == 0 or number + 1 in (1, self.steps):
             epoch = (number + 1) / self.steps * learner.pace.epochs
             track.write(number + 1, {"epoch": epoch, "num_tokens": state["tokens"], **done.numbers})

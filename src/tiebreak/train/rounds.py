@@ -30,7 +30,7 @@ from tiebreak.train import checkpoint
 from tiebreak.train.best import FRESH, Best
 from tiebreak.train.collect import Collector
 from tiebreak.train.draws import Answers, answers_of, averages, draw, mean, samples
-from tiebreak.train.objectives.presets import OBJECTIVES
+from tiebreak.train.objectives.presets import OFFLINE
 from tiebreak.train.offline import Trained, Watch, fit
 from tiebreak.train.offline import settle as settle_objective
 from tiebreak.train.pace import Pace
@@ -155,7 +155,7 @@ def settle(knobs: Mapping[str, Any], rollout: Rollout, follow: Reference, adapte
 
 def _objective(name: str, beta: Any) -> tuple[Loss, dict[str, Any]]:
     """Return the loss of each round and all its knobs."""
-    row = OBJECTIVES[name]
+    row = OFFLINE[name]
     loss: Loss = row.load()
     if beta is not None and (isinstance(beta, bool) or not isinstance(beta, int | float) or not beta > 0):
         raise InputError(f"beta is {beta!r}; expected a number above 0, or leave it out for the objective's own.")

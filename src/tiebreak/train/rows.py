@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from tiebreak.models.forest import Forest, Tree
 from tiebreak.models import heads
+from tiebreak.models.forest import Forest, Tree
 from tiebreak.models.load import context_of
 from tiebreak.models.logprobs import token_logps
 from tiebreak.models.readings import OF_BOTH, Other, read
@@ -126,6 +126,33 @@ _HAS: Mapping[str, Callable[[Example], bool]] = {
 
 def _beside(role: str, row: Example) -> bool:
     return role in row.beside
+
+
+def mismatched(rows: Sequence[Example], room: int | None, seed: int) -> list[Example]:
+    """Put behind each row's prompt the first completion of a row with another prompt, as the branch ``mismatched``.
+
+    The rows are put into an order drawn by ``seed`` and each takes from the next one after it whose prompt differs and
+    whose completion fits into ``room`` tokens, so no two rows are paired by how they lie.
+
+    Raises:
+        InputError: a row has nobody to take from.
+    """
+    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
+    out = list(rows)
+    for number, place in enumerate(order):
+        row = rows[place]
+        others = (rows[order[(number + step) % len(order)]].tree for step in range(1, len(order)))
+        for other in others:
+            if other.trunk != row.tree.trunk and (room is None or len(row.tree.trunk) + len(other.branches[0]) <= room):
+                branches = (*row.tree.branches, other.branches[0])
+                out[place] = row._replace(tree=row.tree._replace(branches=branches), beside=(*row.beside, "mismatched"))
+                break
+        else:
+            raise InputError(
+                f"Row {place} finds no completion of another prompt to compare with, among {len(rows)} rows; an "
+                "objective with such a baseline needs two prompts or more."
+            )
+    return out
 
 
 def look(

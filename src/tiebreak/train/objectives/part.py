@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping
+from functools import cache
 from typing import Any, NamedTuple
 
 from tiebreak.records import InputError
@@ -17,7 +18,8 @@ class Part(NamedTuple):
     reference), ``public``, ``collision``, ``token_kl`` or ``extrapolated``. ``needs`` names fields of the rows:
     ``margin``, ``grades``, ``label``, ``ratings``, ``steps``, or the role of a branch beside. ``couples`` says that one
     row's loss depends on the other rows of the batch. ``keeps``, called as ``call`` is, returns by name what the next
-    batch shall find in ``Seen.past``.
+    batch shall find in ``Seen.past``. ``sides`` says that a link looks at each side by itself, so that an offset of the
+    comparison has no effect, and ``scores`` names the score maps that a part goes with, where not all do.
     """
 
     call: Callable[..., Any]
@@ -25,15 +27,13 @@ class Part(NamedTuple):
     needs: tuple[str, ...] = ()
     couples: bool = False
     keeps: Callable[..., Mapping[str, Any]] | None = None
+    sides: bool = False
+    scores: tuple[str, ...] = ()
 
     @property
     def knobs(self) -> dict[str, Any]:
         """Its scalars with their defaults: the keyword-only arguments of the function."""
-        return {
-            name: None if p.default is p.empty else p.default
-            for name, p in inspect.signature(self.call).parameters.items()
-            if p.kind is p.KEYWORD_ONLY
-        }
+        return dict(_keywords(self.call))
 
     def __call__(self, *seen: Any, knobs: Mapping[str, Any]) -> Any:
         """Call it with those of ``knobs`` that it takes."""
@@ -44,7 +44,14 @@ class Part(NamedTuple):
         return {} if self.keeps is None else self.keeps(*seen, **self._own(knobs))
 
     def _own(self, knobs: Mapping[str, Any]) -> dict[str, Any]:
-        return {name: knobs[name] for name in self.knobs if name in knobs}
+        return {name: knobs[name] for name in _keywords(self.call) if name in knobs}
+
+
+@cache
+def _keywords(function: Callable[..., Any]) -> Mapping[str, Any]:
+    """Return the keyword-only arguments of ``function`` with their defaults, None where one has to be given."""
+    named = {name: p for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    return {name: None if p.default is p.empty else p.default for name, p in named.items()}
 
 
 def choose(switch: str, table: Mapping[str, Part], name: str) -> Part:

@@ -2,42 +2,53 @@
 
 from __future__ import annotations
 
-from tiebreak.registry import Row, Table
+from dataclasses import replace
+from typing import Any
 
-LOSS = "tiebreak.train.objectives.switches:objective"
+from tiebreak.registry import Table
+from tiebreak.train.objectives import by_feature, by_head, by_link, by_row, by_score
+from tiebreak.train.objectives.row import LOSS, SETTLES, method
 
-OBJECTIVES = Table(
-    "objectives",
-    "method",
-    [
-        Row(
-            name="sft",
-            does="maximise the likelihood of written answers",
-            target=LOSS,
-            knobs={"score": "", "link": "", "target": "hard", "beta": 1.0, "nll": 1.0},
-            paper="Ouyang et al. 2022, arXiv 2203.02155",
-        ),
-        Row(
-            name="bradley_terry",
-            does="a reward head whose score difference is the log-odds of the (soft) preference",
-            target=LOSS,
-            knobs={"score": "head", "link": "logistic", "target": "soft", "beta": 1.0, "nll": 0.0},
-            paper="Stiennon et al. 2020, arXiv 2009.01325; soft labels: Lee et al. 2023, arXiv 2309.00267",
-        ),
-        Row(
-            name="dpo",
-            does="the policy's log-ratio to its reference is the reward of a Bradley-Terry model",
-            target=LOSS,
-            knobs={"score": "log_ratio", "link": "logistic", "target": "hard", "beta": 0.1, "nll": 0.0},
-            paper="Rafailov et al. 2023, arXiv 2305.18290",
-        ),
-    ],
-)
-"""Knobs are the switches and scalars of :func:`tiebreak.train.objectives.switches.objective`."""
+__all__ = ["HEADS", "LOSS", "OBJECTIVES", "OFFLINE", "PACES", "SETTLES"]
 
-PACES: dict[str, dict[str, str | float | int]] = {
+_FIRST = [
+    method(
+        "sft",
+        "maximise the likelihood of written answers",
+        "-mean_t log p_t(y)",
+        "before anything else: a policy that has seen the task is what preferences can improve",
+        "Ouyang et al. 2022, arXiv 2203.02155",
+        score="",
+        link="",
+        target=None,
+        beta=None,
+        nll=1.0,
+    ),
+    method(
+        "dpo",
+        "the policy's log-ratio to its reference is the reward of a Bradley-Terry model",
+        "S(beta D), D = rho(y_w) - rho(y_l), rho(y) = log pi(y|x) - log pi_ref(y|x)",
+        "pairs with a winner; what all others are measured against",
+        "Rafailov et al. 2023, arXiv 2305.18290",
+    ),
+]
+
+OBJECTIVES = Table("objectives", "method", [*_FIRST, *by_score.ROWS, *by_link.ROWS, *by_row.ROWS])
+"""What a policy learns by. Knobs are the switches and scalars of ``switches.objective``."""
+
+HEADS = Table("heads", "method", [*(replace(row, more=SETTLES) for row in by_head.HEAD_ROWS), *by_feature.ROWS])
+"""What a reward model learns by. Knobs are those of ``switches.objective``, and the shape of its head."""
+
+OFFLINE = Table("offline", "method", [*OBJECTIVES, *HEADS])
+"""Both: all that learns from rows."""
+
+PACES: dict[str, dict[str, Any]] = {
     "sft": {"learning_rate": 5e-5, "epochs": 1.0, "batch": 64, "decay": "linear"},
-    "bradley_terry": {"learning_rate": 1.5e-5, "epochs": 1.0, "batch": 64, "decay": "cosine"},
     "dpo": {"learning_rate": 1e-6, "epochs": 1.0, "batch": 64, "decay": "constant"},
+    **by_score.PACES,
+    **by_link.PACES,
+    **by_row.PACES,
+    **by_head.PACES,
+    **by_feature.PACES,
 }
-"""Published pace of each method: vanilla-RLAIF's SFT, Stiennon et al.'s reward model, the DPO paper's appendix B."""
+"""Published pace of each method: vanilla-RLAIF's SFT, the DPO paper's appendix B, and what each file says."""

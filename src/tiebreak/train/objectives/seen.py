@@ -35,9 +35,9 @@ class Seen:
     ``ratings`` (U, k) where NaN is missing. ``beside`` (X,) by role indexes branches that are not compared, such as a
     ``rationale``, one per row that has it.
 
-    ``past`` holds what an objective kept from earlier batches. ``whole`` is what to divide by: a batch may be computed
-    in parts, and each part's loss is its share of the whole, so that the parts' gradients add up to the gradient of the
-    batch whichever way it was split.
+    ``past`` holds what an objective kept from earlier batches, and ``progress``, the share of steps done. ``whole`` is
+    what to divide by: a batch may be computed in parts, and each part's loss is its share of the whole, so that the
+    parts' gradients add up to the gradient of the batch whichever way it was split.
     """
 
     lengths: Tensor

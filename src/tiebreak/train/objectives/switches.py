@@ -13,7 +13,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from tiebreak.records import InputError
-from tiebreak.registry import nearest
+from tiebreak.registry import UnknownKnob, nearest
 from tiebreak.train.objectives.alone import ALONE
 from tiebreak.train.objectives.links import LINKS
 from tiebreak.train.objectives.lists import LISTS
@@ -22,6 +22,7 @@ from tiebreak.train.objectives.scores import COMPARES, OFFSETS, SCORES
 from tiebreak.train.objectives.seen import NOTHING, Alone, Compared, Listed, Outcome, Seen, Whole
 from tiebreak.train.objectives.targets import TARGETS
 from tiebreak.train.objectives.terms import TERMS, first_of
+from tiebreak.train.objectives.trial import trial
 from tiebreak.train.objectives.weights import WEIGHTS
 
 __all__ = ["Outcome", "Seen", "Whole", "check", "kind_of", "objective", "parts_of", "settled"]
@@ -77,40 +78,56 @@ def needs_of(knobs: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(need for part in parts_of(knobs).values() for need in part.needs))
 
 
-def settled(given: Mapping[str, Any]) -> dict[str, Any]:
+def settled(given: Mapping[str, Any], *, where: str = "The objective") -> dict[str, Any]:
     """Return all knobs of the objective that ``given`` describes, with the defaults of the functions it names.
+
+    ``where`` opens what is said of a mistake.
 
     Raises:
         InputError: an unknown switch or knob, with the nearest name, or switches that leave nothing to learn.
     """
     parts = parts_of(given)
     scalars = {name: value for part in parts.values() for name, value in part.knobs.items()}
-    known = {**FIXED, **scalars, **dict.fromkeys(TERMS, 0.0)}
+    shape = {"outputs": 1} if given.get("score") == "head" else {}
+    known = {**FIXED, **scalars, **dict.fromkeys(TERMS, 0.0), **shape}
     for name in given:
         if name not in known:
-            raise InputError(f"The objective has no knob {name!r}; it has {', '.join(known)}.{nearest(name, known)}")
-    whole = {**FIXED, **scalars, **given}
+            raise UnknownKnob(name, f"{where} has no knob {name!r}; it has {', '.join(known)}.{nearest(name, known)}")
+    whole = {**FIXED, **scalars, **shape, **given}
     for name, value in whole.items():
         if value is None:
-            raise InputError(f"The objective has no {name}, and there is no default that fits all; set {name}.")
+            raise InputError(f"{where} has no {name}, and there is no default that fits all; set {name}.")
     check(**whole)
     return whole
 
 
-def check(*, score: str, link: str, nll: float, **rest: Any) -> None:
-    """Refuse switches that do not exist or leave nothing to learn.
+def check(*, score: str = "", link: str = "", **rest: Any) -> None:
+    """Refuse switches that do not exist, that leave nothing to learn, or that do not go together.
 
     Raises:
-        InputError: an unknown switch, no term at all, or a likelihood term beside a reward head, which has no words.
+        InputError: what is wrong, in one sentence.
     """
-    terms = [name for name in parts_of({"score": score, "link": link, "nll": nll, **rest}) if name in TERMS]
+    parts = parts_of({"score": score, "link": link, **rest})
+    terms = [name for name in parts if name in TERMS]
     if bool(score) != bool(link):
         there, missing = ("score map", "link") if score else ("link", "score map")
         raise InputError(f"The objective has a {there} and no {missing}; name both.")
     if not score and not terms:
         raise InputError("The objective has neither a score map nor an nll weight, so there is nothing to learn.")
-    if score == "head" and nll:
-        raise InputError("A reward head has no log-probabilities, so nll has to be 0 where score is head.")
+    for name in terms:
+        of_head = "scores" in parts[name].reads
+        if (score == "head") != of_head:
+            reads = "a reward head" if of_head else "log-probabilities, which a reward head has not"
+            raise InputError(f"The term {name} reads {reads}, so {name} has to be 0 where score is {score or 'empty'}.")
+    for name, part in parts.items():
+        if part.scores and score not in part.scores:
+            raise InputError(f"{name}: {rest.get(name, link)} goes with score: {' or '.join(part.scores)} only.")
+    if "offset" in parts and parts["link"].sides:
+        raise InputError(f"The link {link} looks at each side by itself, so an offset has no effect; leave offset out.")
+    knobs = {"score": score, "link": link, **rest}
+    if score and not any(isinstance(value, str) and ":" in value for value in knobs.values()):
+        wide = rest.get("compare") == "skew" or link == "squared"
+        objective(trial(head=score == "head", columns=2 if wide else 1), **knobs)  # a scalar out of range shows here
 
 
 def objective(

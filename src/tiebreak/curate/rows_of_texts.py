@@ -1,0 +1,111 @@
+"""The rows of the steps that read or rewrite the words of prompts and responses."""
+
+from __future__ import annotations
+
+from tiebreak.registry import Row
+
+ROWS = [
+    Row(
+        name="by_user",
+        does="one pair of each item and judge, with that judge as its user",
+        target="tiebreak.curate.shots:by_user",
+        knobs={"average": "probability", "clamp": None, "by": None},
+        use="first step, where preferences differ by person",
+    ),
+    Row(
+        name="model_contrast",
+        does="the answers of one maker are chosen over those of another where they differ",
+        target="tiebreak.curate.contrast:model_contrast",
+        knobs={"chosen": None, "rejected": None},
+        paper="Tong et al. 2024, arXiv 2405.04086",
+        use="first step, where one model is known to be better and nobody judged",
+    ),
+    Row(
+        name="structured_mismatch",
+        does="a teacher's reply is chosen over one that cannot be read, lacks fields or differs in one that counts",
+        target="tiebreak.curate.contrast:structured_mismatch",
+        knobs={"fields": (), "teacher": None},
+        paper="Sonkar et al. 2024, arXiv 2402.05000",
+        use="first step, where replies have named fields",
+    ),
+    Row(
+        name="goal_conditioned",
+        does="two pairs of each: asked for the higher score it wins, asked for the lower one the other answer wins",
+        target="tiebreak.curate.goals:goal_conditioned",
+        knobs={"digits": 2},
+        paper="Zhang et al. 2024, arXiv 2410.08067",
+        use="where sides have scores, to ask the policy for a score",
+    ),
+    Row(
+        name="rationale",
+        does="the reason a judge gave for the chosen side stands beside the pair",
+        target="tiebreak.curate.rationale:rationale",
+        knobs={"which": "first", "keep": False},
+        paper="Just et al. 2024, arXiv 2407.14477",
+        use="before an objective with a rationale term",
+    ),
+    Row(
+        name="few_shot_user",
+        does="the prompt shows k other choices of its user",
+        target="tiebreak.curate.shots:few_shot_user",
+        knobs={"k": 4, "rejected": True, "times": 2, "group": "question", "seed": 0},
+        paper="Singh et al. 2025, arXiv 2502.19312",
+        use="to personalise from a handful of choices",
+    ),
+    Row(
+        name="constraints",
+        does="one answer behind two prompts: with demands it meets, over with demands it violates",
+        target="tiebreak.curate.constraints:constraints",
+        knobs={"n": 3, "violate": "one", "of": "both", "kinds": None, "keep": True, "weight": 1.0, "seed": 0},
+        paper="Sun et al. 2025, arXiv 2505.12845",
+        use="so that a reward model reads every demand of a prompt",
+    ),
+    Row(
+        name="mask_context",
+        does="makes prompts whose context hides the answer, to sample wrong answers from",
+        target="tiebreak.curate.corrupt:mask_context",
+        knobs={"by": "reference"},
+        paper="Amirloo et al. 2024, arXiv 2407.02477",
+        use="before sampling, where answers rest on a context",
+    ),
+    Row(
+        name="corrupted_negatives",
+        does="the chosen answer against one that was given while the answer was hidden",
+        target="tiebreak.curate.corrupt:corrupted_negatives",
+        knobs={"below": 0.6},
+        paper="Amirloo et al. 2024, arXiv 2407.02477",
+        use="after sampling from what mask_context made",
+    ),
+    Row(
+        name="in_context",
+        does="keep pairs whose prompt has a context, or those that another context reverses",
+        target="tiebreak.curate.contexts:in_context",
+        knobs={"reversal": False},
+        paper="Pitis et al. 2024, arXiv 2407.14916",
+        use="to train or test whether a criterion is read",
+    ),
+    Row(
+        name="drafts",
+        does="a list of four: both answers, each as an improvement of either",
+        target="tiebreak.curate.drafts:drafts",
+        knobs={},
+        paper="Wang et al. 2023, arXiv 2310.00898",
+        use="for a reward of how much an answer improves a draft",
+    ),
+    Row(
+        name="versus",
+        does="both orders of the two answers as one text each, the better answer first chosen",
+        target="tiebreak.curate.drafts:versus",
+        knobs={},
+        paper="Dong et al. 2024, arXiv 2405.07863",
+        use="for a preference model that sees both answers at once",
+    ),
+    Row(
+        name="process",
+        does="a label at the end of each line of graded answers",
+        target="tiebreak.curate.process:process",
+        knobs={"supervision": "outcome"},
+        paper="Uesato et al. 2022, arXiv 2211.14275; first_error: Lightman et al. 2023, arXiv 2305.20050",
+        use="for a reward model of steps",
+    ),
+]
