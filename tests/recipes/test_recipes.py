@@ -15,8 +15,10 @@ from tiebreak.collect.queue import Said
 from tiebreak.recipe import Recipe, load_recipe
 from tiebreak.records import InputError
 from tiebreak.run import plan, run
+from tiebreak.run.cells import combinations_of
 from tiebreak.run.collecting import collection
 from tiebreak.run.run import open_ledger
+from tiebreak.run.study import forecast, study
 
 ROOT = Path(__file__).resolve().parents[2]
 RECIPES = sorted((ROOT / "recipes").glob("*.yaml"))
@@ -89,7 +91,9 @@ DATA: dict[str, Callable[[Path], list[str]]] = {
     **dict.fromkeys(("rlhf", "rloo", "iterative_dpo", "raft"), world),
     "direct": few_posts,
     "arithmetic": sums,
+    "study-objectives": world,
 }
+STUDIES = [recipe for recipe in RECIPES if "study" in yaml.safe_load(recipe.read_text())]
 
 
 def tiny(recipe: Path, folder: Path) -> list[str]:
@@ -146,6 +150,26 @@ def test_a_shipped_recipe_runs_when_it_is_tiny(recipe: Path, tmp_path: Path) -> 
         assert done.summary["reward_accuracy_held_out"]["n"] > 0
     again = run(load_recipe(recipe, tiny(recipe, tmp_path)))
     assert set(again.skipped) == set(done.manifests)
+
+
+@pytest.mark.parametrize("recipe", STUDIES, ids=lambda path: path.stem)
+def test_every_cell_of_a_shipped_study_is_valid_and_learns_from_the_same_start(recipe: Path) -> None:
+    read = load_recipe(recipe)
+    assert read.study is not None
+    made = forecast(read)["stages"]
+    assert made["train.sft"] == made["sample"] == len(read.study.seeds)
+    assert made["train.policy"] == made["evaluate"] == len(read.study.seeds) * len(combinations_of(read.study))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", STUDIES, ids=lambda path: path.stem)
+def test_every_cell_of_a_shipped_study_runs_when_it_is_tiny(recipe: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    small = load_recipe(recipe, [*tiny(recipe, tmp_path), "study.seeds=[0]", "evaluate.win_rate.limit=8"])
+    done = study(small)
+    assert done.table["failed"] == 0, [row["failed"] for row in done.table["rows"] if row["failed"]]
+    assert done.table["prompts"] == 8
+    assert study(small)[2:] == (0, done.carried_out)
 
 
 @pytest.mark.parametrize("mapping", MAPPINGS, ids=lambda path: path.stem)

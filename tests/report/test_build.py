@@ -206,6 +206,26 @@ def test_a_row_left_behind_has_its_reason(folder: Folder) -> None:
         assert reason in said
 
 
+def test_lists_of_steps_are_told_apart_and_counted_in_their_units(folder: Folder) -> None:
+    project = folder(*ALL)
+    rows: list[tuple[str, str, int, int, dict[str, Any]]] = [
+        ("pairs: soft_label", "items", 9, 8, {"dropped": {"no readable verdict": 1}}),
+        ("pairs: flip", "pairs", 8, 8, {"changed": {"sides exchanged": 1}, "unit_out": "pairs"}),
+        ("kto: ranked_list", "items", 9, 3, {}),
+        ("kto: best_against_rest", "lists", 3, 7, {"dropped": {"equal grades": 1}}),
+        ("kto: unpair", "pairs", 7, 14, {"unit_out": "answers"}),
+    ]
+    told = [dict(zip(("step", "unit", "rows_in", "rows_out"), row, strict=False)) | row[-1] for row in rows]
+    write_json(project / "curate/funnel.json", told)
+    write_json(project / "curate/manifest.json", manifest("curate", counts={"pairs: ties kept": 1}))
+    said = page(project).text
+    for line in (
+        "pairs: soft_label 8 pairs 1 1 no readable verdict", "pairs: flip 8 pairs – sides exchanged in 1 pair 1 tie",
+        "kto: ranked_list 3 lists – kto:", "kto: best_against_rest 7 pairs 1 1 equal grades", "kto: unpair 14 answers",
+    ):  # fmt: skip
+        assert line in said
+
+
 @pytest.mark.parametrize("missing", ALL)
 def test_any_section_may_be_missing(folder: Folder, missing: str) -> None:
     shown = page(folder(*(name for name in ALL if name != missing)), figures=True)

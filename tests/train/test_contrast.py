@@ -17,7 +17,7 @@ from tiebreak.train.objectives.by_feature import PLAIN
 from tiebreak.train.pace import Pace
 
 FAST = Pace(epochs=4, batch=16, learning_rate=1e-2)
-LONG = Pace(epochs=40, batch=16, learning_rate=1e-2)
+LONG = Pace(epochs=30, batch=16, learning_rate=1e-2)
 
 
 def drawn(seed: int) -> torch.Generator:
@@ -72,7 +72,7 @@ def test_views_of_an_answer_come_together_while_rewards_are_learned(of: str) -> 
             return float(contrast(head, batch, of=of, weight=1.0, temperature=0.05, rate=0.1)["contrast"])
 
     plain, found = (
-        fit_contrastive(rows, PLAIN, FAST, seed=3, hidden=(16,), contrast_of=of, contrast_weight=weight)
+        fit_contrastive(rows, PLAIN, LONG, seed=3, hidden=(16,), contrast_of=of, contrast_weight=weight)
         for weight in (0.0, 0.3)
     )
     assert views(found.head) < views(plain.head) - 0.1

@@ -27,6 +27,7 @@ from tests.train.engine_made import (
 )
 from tests.train.made import weights
 from tiebreak.models.adapters import Adapter, adapt
+from tiebreak.train.objectives.switches import parts_of
 from tiebreak.train.offline import Pace, Reference, Trained, Watch, fit
 from tiebreak.train.track import read_track
 from tiebreak.train.update import Compute
@@ -58,9 +59,8 @@ def test_a_step_is_the_plain_computation_in_one_forest_and_in_several(method: st
 def test_the_readings_and_what_is_kept_are_all_among_the_methods() -> None:
     read = {reading for method in METHODS for reading in readings_of(method)}
     assert read == {"public", "collision", "token_kl", "extrapolated"}
-    for method in METHODS:
-        kept = taken(learner_of(method), rows_of(method))[0].past
-        assert bool(kept) == (method in KEEPING)
+    keeping = {method for method in METHODS if any(part.keeps for part in parts_of(knobs_of(method)).values())}
+    assert keeping == set(KEEPING)
 
 
 def moved_adapter() -> PreTrainedModel:

@@ -12,14 +12,16 @@ import pytest
 import torch
 
 from tests.models.tiny import causal, ids
+from tiebreak.models import heads
 from tiebreak.models.attention import forest_mode
 from tiebreak.models.features import Features, FeedForward, LinearHead, features, put_in
-from tiebreak.models.forest import Tree
+from tiebreak.models.forest import Tree, plant
 from tiebreak.models.load import to_reward
 from tiebreak.records import InputError
 from tiebreak.train.frozen import FeatureRows, alone_on, evenly, pairs_on, rows_on
 from tiebreak.train.heads import (
     fit_as,
+    fit_examples,
     fit_feed_forward,
     fit_head,
     fit_linear,
@@ -284,3 +286,35 @@ def test_a_row_takes_the_knobs_of_the_functions_it_is_switched_to() -> None:
     assert (whole["smoothing"], whole["hidden"]) == (0.2, [8])
     with pytest.raises(InputError, match="no knob 'hiden'"):
         row.settle({"hiden": [8]}, where="train.reward")
+
+
+def test_examples_are_learned_from_with_the_backbone_as_it_is(tmp_path: Any) -> None:
+    loaded = causal("llama")
+    model = to_reward(loaded.model, loaded.tokenizer, seed=2)
+    before = [parameter.clone() for parameter in model.parameters()]
+    some = examples("pairs", 24)
+    given: dict[str, Any] = {"seed": 1, "held_out": some[18:], "cache": tmp_path}
+    found = fit_examples(model, fit_linear, some[:18], {**MARGIN, "outputs": 1}, FAST, **given)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+    assert found.last["eval/loss"] > 0.0
+    put_in(found.head, model)
+    with forest_mode(model), torch.no_grad():
+        values = heads.scores(model, plant([row.tree for row in some]))
+    rows = rows_on(some, features(model, [row.tree for row in some], cache=tmp_path), kind="pairs")
+    assert torch.allclose(scores(found.head, rows), values, atol=1e-4)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_examples_of_users_with_prompts_and_shifted_responses_find_their_trainers() -> None:
+    loaded = causal("llama")
+    model = to_reward(loaded.model, loaded.tokenizer, seed=2)
+    some, draw = examples("pairs", 8), random.Random(5)
+    rows = {row.name: row for row in ROWS}
+    users = ["ann", "bo"] * 4
+
+    def fit(name: str, **more: Any) -> Any:
+        return fit_examples(model, rows[name].load(), some[:6], rows[name].knobs, FAST, seed=0, **more).head
+
+    assert fit("pal_b", users=users[:6], prompts=True).users.names == ("ann", "bo")
+    assert fit("pal_a", users=users, held_out=some[6:]).kind == "pal_a"
+    assert fit("meta_reward", shifted=[tree(draw, 3), tree(draw, 2)]).kind == "linear"

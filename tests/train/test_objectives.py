@@ -15,7 +15,7 @@ from tiebreak.records import InputError
 from tiebreak.train.objectives.links import LINKS
 from tiebreak.train.objectives.links import logistic as logistic_link
 from tiebreak.train.objectives.part import choose
-from tiebreak.train.objectives.presets import LOSS, OBJECTIVES, OFFLINE, PACES
+from tiebreak.train.objectives.presets import OBJECTIVES, OFFLINE, PACES, SETTLES
 from tiebreak.train.objectives.seen import Compared
 from tiebreak.train.objectives.switches import Seen, check, objective, settled
 from tiebreak.train.pace import DECAYS, Pace
@@ -169,7 +169,7 @@ def test_metrics_are_named_as_trl_names_them_and_a_tie_is_half_right() -> None:
 def test_every_row_says_what_it_is_and_settles(row: Any) -> None:
     knobs = row.settle({}, where="test")
     assert row.settle(knobs, where="test") == knobs
-    if row.target == LOSS:
+    if row.more == SETTLES:
         assert settled(settled(knobs)) == settled(knobs)
     assert row.paper
     assert row.formula

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from tiebreak.report import words
@@ -138,19 +139,25 @@ def _judged(run: Artefacts) -> list[Step]:
 
 
 def _curated(run: Artefacts) -> list[Step]:
-    found = []
-    for row in run.funnel:
-        into, out, why = _whole(row, "rows_in"), _whole(row, "rows_out"), _why(row.get("dropped") or {})
-        found.append(
-            Step(name=f"After {row.get('step', 'a step')}", unit="pairs", n=out, lost=max(0, into - out), why=why)
-        )
-    if ties := run.counts("curate").get("ties kept"):
-        found = [*found[:-1], _noted(found[-1], f"{words.plural(ties, 'tie')} kept")] if found else found
+    counts, found = run.counts("curate"), []
+    for row, after in pairwise([*run.funnel, {}]):
+        out, why, name = _whole(row, "rows_out"), _why(row.get("dropped") or {}), str(row.get("step", "a step"))
+        before, named, _ = name.rpartition(": ")  # the list of steps it stands in, where there are several
+        last = after.get("unit", "items") == "items"  # the next one, if any, begins another list
+        unit = str(row.get("unit_out") or ("rows" if last else after["unit"]))
+        lost = sum(n for _, n in why)
+        if unit == row.get("unit"):  # else these are other rows: fewer lists than pairs are no loss
+            lost = max(lost, _whole(row, "rows_in") - out)
+        notes = [f"{what} in {_rows(n, str(row.get('unit')))}" for what, n in _why(row.get("changed") or {})]
+        if last and (ties := counts.get(f"{before}{named}ties kept")):
+            notes.append(f"{words.plural(ties, 'tie')} kept")
+        title = name if named else f"After {name}"
+        found.append(Step(name=title, unit=unit, n=out, lost=lost, why=why, notes=tuple(notes)))
     return found
 
 
-def _noted(step: Step, note: str) -> Step:
-    return Step(name=step.name, unit=step.unit, n=step.n, lost=step.lost, why=step.why, notes=(*step.notes, note))
+def _rows(n: int, unit: str) -> str:
+    return words.plural(n, unit.removesuffix("s"), unit)
 
 
 def _trained(run: Artefacts) -> list[Step]:

@@ -104,7 +104,8 @@ def _keys(recipe: Recipe) -> dict[str, str]:
 
 def _together(cells: Sequence[Cell]) -> list[Cell]:
     """Sort the cells by what most of them share, then by what fewer share; else in the order of the recipe."""
-    counts, first = _counts(cells), {}
+    counts = _counts(cells)
+    first: dict[str, int] = {}
     for cell in cells:
         for key in cell.stages.values():
             first.setdefault(key, len(first))

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple
 
 from tiebreak.models.adapter_folder import load_adapter, save_adapter
 from tiebreak.models.adapters import Adapter, merged, quantized_settings
+from tiebreak.models.cards import ending, model_card
 from tiebreak.models.encode import encode_tree
 from tiebreak.models.forest import Tree
+from tiebreak.models.heads import loads_plainly
 from tiebreak.models.load import (
     Loaded,
     build_causal,
@@ -18,17 +20,15 @@ from tiebreak.models.load import (
     start_reward,
     train_tokenizer,
 )
-from tiebreak.recipe import Stage, pace_of, reference_of, row_knobs
+from tiebreak.recipe import Stage, pace_of, reference_of
 from tiebreak.records import InputError, Response
 from tiebreak.rewards.model import centre_on
+from tiebreak.run.aim import Aim, aim_of, is_scalar
 from tiebreak.run.job import Job, Made
 from tiebreak.run.rows import Rows
 from tiebreak.train import checkpoint
-from tiebreak.train.methods import loop_of
-from tiebreak.train.objectives.presets import OFFLINE
-from tiebreak.train.objectives.switches import needs_of, objective
-from tiebreak.train.objectives.targets import BELIEVES
-from tiebreak.train.offline import Compute, Pace, Reference, Trained, Watch, fit, settle
+from tiebreak.train.methods import METHODS, loop_of
+from tiebreak.train.offline import Compute, Pace, Reference, Trained, Watch, fit
 from tiebreak.train.rows import mismatched
 
 REFERENCES = 512
@@ -53,27 +53,25 @@ class Learned(NamedTuple):
 
 
 def _offline(job: Job, stage: Stage) -> Learned:
-    """Learn from rows: written answers or pairs."""
-    loss = OFFLINE[stage.method].load()
-    knobs = settle(loss, row_knobs(OFFLINE[stage.method], stage.knobs, job.name))
-    rows = Rows(job, stage, ties=knobs.get("target") not in BELIEVES)
-    head = knobs["score"] == "head"
-    loaded = _start(job, stage, head=head, texts=rows.texts)
+    """Learn from rows: pairs, lists or answers that stand alone."""
+    aim = aim_of(stage, job.name)
+    rows = Rows(job, stage, aim)
+    loaded = _start(job, stage, aim, texts=rows.texts)
     taught, held_out, counts = rows.encode(loaded)
-    if loss is objective and "mismatched" in needs_of(knobs):
+    if "mismatched" in aim.asked.needs:
         taught, held_out = (mismatched(some, context_of(loaded.model), job.recipe.seed) for some in (taught, held_out))
     done = fit(
         loaded.model,
         taught,
-        knobs,
+        aim.knobs,
         Pace(**pace_of(stage)),
         held_out=held_out,
         auto_tokens=stage.tokens == "auto",
-        loss=loss,
+        loss=aim.loss,
         cache=job.project / "train" / "references",
         **_how(job, stage),
     )
-    return Learned(loaded, done, counts, rows.dropped, (), [row.tree for row in taught] if head else None)
+    return Learned(loaded, done, counts, rows.dropped, (), [row.tree for row in taught] if aim.form else None)
 
 
 def _acting(job: Job, stage: Stage) -> Learned:
@@ -82,7 +80,7 @@ def _acting(job: Job, stage: Stage) -> Learned:
 
     if stage.tokens == "auto":
         raise InputError(f"{job.name}: tokens: auto is for rows; give a number, such as 4096, or leave it out.")
-    loaded = _start(job, stage, head=False, texts=[prompt.plain for prompt in job.prompts(stage.prompts)])
+    loaded = _start(job, stage, None, texts=[prompt.plain for prompt in job.prompts(stage.prompts)])
     done, counts = ACTS[loop_of(stage.method)](job, stage, loaded, **_how(job, stage))
     return Learned(loaded, done, counts, done.faults)
 
@@ -116,9 +114,11 @@ def _saved(job: Job, stage: Stage, learned: Learned) -> Made:
     notes = [*learned.notes, *_notes(stage, done)]
     trained = sum(parameter.numel() for parameter in loaded.model.parameters() if parameter.requires_grad)
     model = _plain(job, stage, loaded)
-    if learned.centre is not None:
+    reward = learned.centre is not None
+    if learned.centre is not None and is_scalar(model.form):
         notes.append(_centre(job, stage, model, learned.centre))
-    save_model(model.model, model.tokenizer, job.home / "model")
+    card = _card(job, stage, model, reward=reward)
+    save_model(model.model, model.tokenizer, job.home / "model", form=model.form, card=card)
     checkpoint.discard(job.home / "checkpoint")
     (job.home / "best.safetensors").unlink(missing_ok=True)
     size = sum(parameter.numel() for parameter in model.model.parameters())
@@ -168,24 +168,43 @@ def _plain(job: Job, stage: Stage, loaded: Loaded) -> Loaded:
     if isinstance(stage.model, str):
         save_adapter(loaded.model, loaded.tokenizer, job.home / "adapter", base=str(job.model(stage.model)[1]))
         if stage.adapter.kind == "qlora":
-            return Loaded(merged(load_adapter(job.home / "adapter").model), loaded.tokenizer)
-    return Loaded(merged(loaded.model), loaded.tokenizer)
+            return loaded._replace(model=merged(load_adapter(job.home / "adapter").model))
+    return loaded._replace(model=merged(loaded.model))
 
 
-def _start(job: Job, stage: Stage, *, head: bool, texts: Sequence[str]) -> Loaded:
+def _start(job: Job, stage: Stage, aim: Aim | None, *, texts: Sequence[str]) -> Loaded:
+    head = {} if aim is None or aim.form is None else {"labels": aim.outputs, "form": aim.form, "seed": job.recipe.seed}
     if isinstance(stage.model, dict):
         if not texts:
             raise InputError(
                 f"{job.name} has no text to train a tokenizer on; the rows it should learn from are empty."
             )
         tokenizer = train_tokenizer(texts, vocabulary=stage.vocabulary)
-        make = start_reward if head else build_causal
-        return make(stage.model, tokenizer=tokenizer, seed=job.recipe.seed, device=job.recipe.device)
+        if head:
+            return start_reward(stage.model, tokenizer=tokenizer, device=job.recipe.device, **head)
+        return build_causal(stage.model, tokenizer=tokenizer, seed=job.recipe.seed, device=job.recipe.device)
     _, where = job.model(stage.model)
     if head:
-        return start_reward(where, seed=job.recipe.seed, device=job.recipe.device)
+        return start_reward(where, device=job.recipe.device, **head)
     quantized = stage.adapter is not None and stage.adapter.kind == "qlora"
     return load_causal(where, device=job.recipe.device, **(quantized_settings() if quantized else {}))
+
+
+def _card(job: Job, stage: Stage, loaded: Loaded, *, reward: bool) -> str:
+    """Return the model card of what ``stage`` trained."""
+    row = METHODS[stage.method]
+    base = stage.model if isinstance(stage.model, str) else str(stage.model.get("model_type", ""))
+    return model_card(
+        job.name.partition(".")[2],
+        loaded.form if reward else None,
+        base,
+        stage.method,
+        does=row.does,
+        formula=row.formula,
+        paper=row.paper,
+        eos=ending(loaded.tokenizer),
+        plain=not reward or loads_plainly(loaded.model, loaded.form),
+    )
 
 
 def _centre(job: Job, stage: Stage, loaded: Loaded, pairs: Sequence[Tree]) -> str:

@@ -8,9 +8,11 @@ from typing import Any, NamedTuple, TypeVar
 
 from tiebreak.models.encode import encode_dialogue, encode_sides
 from tiebreak.models.forest import Tree
+from tiebreak.models.forms import SCALAR, ratings_of, step_marks
 from tiebreak.models.load import Loaded
 from tiebreak.recipe import Stage
 from tiebreak.records import Graded, InputError, Pair, Prompt, Response, content_id, to_dict
+from tiebreak.run.aim import Aim
 from tiebreak.run.folder import read_rows, write_json
 from tiebreak.run.job import Job
 from tiebreak.run.plan import rows_of
@@ -22,6 +24,7 @@ Item = TypeVar("Item")
 LONG = "completion longer than the window"
 EQUAL = "equal completions"
 TIES = "ties, which a hard target cannot use"
+MERGED = "steps that end within one token"
 UNREFERENCED = "no reference answer"
 """Why a row is dropped."""
 
@@ -53,11 +56,11 @@ class Rows:
     Args:
         job: the running stage, whose folder gets ``held_out.json``.
         stage: its section.
-        ties: whether the objective can use a pair without a winner.
+        aim: what it learns by.
     """
 
-    def __init__(self, job: Job, stage: Stage, *, ties: bool) -> None:
-        self.stage, self.ties = stage, ties
+    def __init__(self, job: Job, stage: Stage, aim: Aim) -> None:
+        self.stage, self.aim = stage, aim
         self.dropped: Counter[str] = Counter()
         kind = rows_of(stage)
         if kind in ("pairs", "chosen"):
@@ -83,7 +86,7 @@ class Rows:
 
     def _curated(self, job: Job, *, chosen: bool) -> tuple[list[Row], list[Row]]:
         records = self._of_band(read_rows(job.project / "curate" / f"{self.stage.curated}.jsonl"))
-        usable = [one for one in records if self.ties or not isinstance(one, Pair) or one.p > 0.5]
+        usable = [one for one in records if self.aim.ties or not isinstance(one, Pair) or one.p > 0.5]
         self.dropped[TIES] += len(records) - len(usable)
         rows = _in_words(job, usable, chosen=chosen)
         groups = [row.prompt.group for row in rows]
@@ -112,10 +115,12 @@ class Rows:
                 cut += was_cut
                 if tree is None:
                     self.dropped[LONG] += 1
+                elif self._steps(row) and not tree.taught:
+                    self.dropped[MERGED] += 1
                 elif isinstance(row.record, Pair) and len(tree.branches) > 1 and tree.branches[0] == tree.branches[1]:
                     self.dropped[EQUAL] += 1
                 else:
-                    examples.append(Example(tree, label=row.prompt.source, **row.says))
+                    examples.append(Example(tree, label=row.prompt.source, **row.says | self._marks(row)))
             out.append(examples)
         counts: dict[str, int | float] = {"rows": len(out[0]), "held out": len(out[1]), "prompts cut": cut}
         self.dropped = +self.dropped
@@ -127,9 +132,30 @@ class Rows:
             ((prompt, answer),) = row.sides
             return encode_dialogue(loaded.tokenizer, prompt, answer, **how)
         tree, cut = encode_sides(loaded.tokenizer, row.sides, **how)
+        if tree is not None and (steps := self._steps(row)):
+            ends, form = [end for end, _ in steps], self.aim.form or SCALAR
+            said = (tree.branches[0], row.sides[0][1].text, ends)
+            marks = step_marks(loaded.tokenizer, *said, separator=form.separator)
+            return (tree if marks is None else tree._replace(taught=(marks,))), cut
         if tree is not None and self.stage.loss_on == "all":  # the prompt's first token is the trunk, the rest a branch
             tree = Tree(tree.trunk[:1], (tree.trunk[1:] + tree.branches[0],))
         return tree, cut
+
+    def _steps(self, row: Row) -> tuple[tuple[int, float], ...]:
+        """Return the steps of a row where the head reads steps."""
+        form = self.aim.form
+        if form is None or form.kind != "steps" or not isinstance(row.record, Graded) or not row.record.steps:
+            return ()
+        return row.record.steps[0]
+
+    def _marks(self, row: Row) -> dict[str, Any]:
+        """Return what the head of the stage is to give for a row: ratings in its order, or one P(right) a step."""
+        form, record = self.aim.form, row.record
+        if form is None or not isinstance(record, Graded):
+            return {}
+        if form.kind == "attributes" and record.ratings:
+            return {"ratings": ratings_of(form, record.ratings[0])}
+        return {"steps": tuple(p for _, p in steps)} if (steps := self._steps(row)) else {}
 
 
 def _in_words(job: Job, records: Sequence[Pair | Graded], *, chosen: bool) -> list[Row]:

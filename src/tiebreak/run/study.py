@@ -245,6 +245,7 @@ def _carried_out(
         why = next((failed[key] for key in cell.stages.values() if key in failed), None)
         return None if why is None else _line(cell, failed=why)
 
+    ended: Iterator[tuple[Cell, Line]]
     if jobs == 1:
         ended = ((cell, known(cell) or work(cell, show=show)) for cell in todo)
     else:

@@ -37,6 +37,13 @@ class Batch(NamedTuple):
     seen: Seen
 
 
+class Shifted(NamedTuple):
+    """Responses of the policy, without labels: features (S, width) and the prompt that each belongs to, (S,)."""
+
+    values: Tensor
+    tree: Tensor
+
+
 @dataclass(frozen=True, eq=False)
 class FeatureRows:
     """T rows with B branches in all; branch i has the features ``values[branch[i]]``.

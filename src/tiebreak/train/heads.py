@@ -11,20 +11,24 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
-from tiebreak.models.features import FeedForward, LinearHead
+from tiebreak.models.features import FeedForward, LinearHead, features, prompt_features
+from tiebreak.models.forest import Tree
+from tiebreak.models.heads import head_of
 from tiebreak.records import InputError, Progress, quiet
-from tiebreak.train.frozen import Batch, FeatureRows
+from tiebreak.train.frozen import Batch, FeatureRows, Shifted, rows_on
 from tiebreak.train.objectives.seen import NOTHING, Outcome
 from tiebreak.train.objectives.switches import kind_of, needs_of, objective, parts_of
 from tiebreak.train.offline import settle
 from tiebreak.train.order import Facts, Order
 from tiebreak.train.pace import Pace
-from tiebreak.train.rows import Loss
+from tiebreak.train.rows import Example, Loss
 
 Beside = Callable[[Any, Batch], Mapping[str, Tensor]]
 """Terms to add to the loss of a batch, weighted, by name: a head and a batch to scalars."""
@@ -205,17 +209,9 @@ def measure(
 def importance(
     head: nn.Module, rows: FeatureRows, knobs: Mapping[str, Any], *, seed: int, draws: int = 5
 ) -> dict[str, list[float]]:
-    """Return how much worse pairs are told apart where one feature is exchanged between completions at random.
+    """Return for each feature the ``accuracy`` lost and the ``loss`` added where completions exchange it at random.
 
-    Args:
-        head: a trained one, best on rows it did not learn from.
-        rows: pairs.
-        knobs: of the objective.
-        seed: draws the exchanges.
-        draws: exchanges of each feature, whose mean is returned.
-
-    Returns:
-        ``accuracy`` and ``loss``: for each feature the accuracy lost and the loss added.
+    Pairs that the head did not learn from tell best; the mean over ``draws`` exchanges is returned.
     """
     known = measure(head, rows, knobs)
     drawn = torch.Generator().manual_seed(seed)
@@ -287,6 +283,61 @@ def _groups(head: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     if not found:
         raise InputError("No weight of the head is trained: requires_grad is off for all of them.")
     return [{"params": some, "factor": factor, "weight_decay": decay} for (factor, decay), some in found.items()]
+
+
+def fit_examples(
+    model: PreTrainedModel,
+    trainer: Callable[..., Fitted],
+    taught: Sequence[Example],
+    knobs: Mapping[str, Any],
+    pace: Pace,
+    *,
+    seed: int,
+    held_out: Sequence[Example] = (),
+    users: Sequence[str] = (),
+    prompts: bool = False,
+    shifted: Sequence[Tree] = (),
+    patience: int = 0,
+    cache: Path | None = None,
+    progress: Progress = quiet,
+) -> Fitted:
+    """Compute the features of examples with a frozen ``model`` and train a head on them.
+
+    Args:
+        model: a classifier; it stays as it is, see :func:`tiebreak.models.features.put_in`.
+        trainer: what a row of the table of heads points to; :func:`fit_linear` for objectives of whole models.
+        taught: as the trainer of whole models takes them.
+        knobs: of the objective and of the trainer.
+        pace: learning rate and length.
+        seed: of the training.
+        held_out: examples that are never learned from.
+        users: whose each example is, those of ``taught`` first, then those of ``held_out``.
+        prompts: compute the prompts' features too, which PAL-B reads.
+        shifted: prompts with responses of the policy, for MetaRM.
+        patience: epochs without a lower held-out loss.
+        cache: folder where features are kept.
+        progress: called with completions done, then with steps done.
+    """
+    both = [*taught, *held_out]
+    trees = [row.tree for row in both]
+    found = features(model, [*trees, *shifted], cache=cache, progress=progress)
+    branches = sum(len(tree.branches) for tree in trees)
+    rows = rows_on(
+        both,
+        found._replace(place=found.place[:branches]),
+        kind=kind_of(knobs["link"]),
+        users=users,
+        prompts=prompt_features(model, trees, cache=cache) if prompts else None,
+    )
+    given: dict[str, Any] = {"seed": seed, "patience": patience, "progress": progress}
+    if held_out:
+        given["held_out"] = rows.part(range(len(taught), len(both)))
+    if shifted:
+        counts = torch.tensor([len(tree.branches) for tree in shifted])
+        given["shifted"] = Shifted(found.each[branches:], torch.arange(len(shifted)).repeat_interleave(counts))
+    if trainer is fit_linear:
+        given["bias"] = head_of(model).bias is not None
+    return fit_as(trainer, rows.part(range(len(taught))), knobs, pace, **given)
 
 
 def fit_as(

@@ -9,24 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from tiebreak.models.features import LinearHead
 from tiebreak.records import InputError, Progress, quiet
-from tiebreak.train.frozen import FeatureRows
+from tiebreak.train.frozen import FeatureRows, Shifted
 from tiebreak.train.heads import Fitted, backward, fit_head
 from tiebreak.train.objectives.seen import Outcome
 from tiebreak.train.pace import Pace
-
-
-class Shifted(NamedTuple):
-    """Responses of the policy, without labels: features (S, width) and the prompt that each belongs to, (S,)."""
-
-    values: Tensor
-    tree: Tensor
 
 
 def spread_apart(scores: Tensor, tree: Tensor) -> Tensor:

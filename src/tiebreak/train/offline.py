@@ -137,20 +137,17 @@ def fit(
         progress: called after each step with steps done, steps in all and the latest numbers.
 
     Raises:
-        InputError: broken rows, an unknown switch, another run's checkpoint, a first DPO loss that is not ln 2 (the
-            reference is not the start), a loss or gradient that is not finite, or memory that ran out.
+        InputError: rows, knobs, a checkpoint, a reference, a gradient or memory that is not as it has to be.
     """
     whole, watch = settle(loss, knobs), watch or Watch()
     asked = asked_of(loss, whole)
     _check(model, examples, held_out, watch, asked)
     follow = _follow(reference or Reference(), against, asked)
     made = {"optimizer": optimizer, **(optimizer_knobs or {}), "ema": ema, "seed": seed, "adapter": repr(adapter)}
-    rows = [*examples, *(held_out if watch.chooses else ())]
-    run = _mark(model, rows, whole, pace, compute or Compute(), follow, loss, made | watch.chooses, against)
+    run = _mark(model, examples, held_out, whole, pace, compute or Compute(), follow, loss, made, watch, against)
     model = model if adapter is None else adapt(model, adapter, seed=seed)
     own: dict[str, Any] = {"loss": loss, "optimizer": optimizer, "optimizer_knobs": optimizer_knobs}
-    own["reference"] = _beside(model, "reference" in asked.reads, follow, against)
-    learner = Learner(model, whole, pace, compute, **own)
+    learner = Learner(model, whole, pace, compute, reference=_beside(model, asked, follow, against), **own)
     training = _Training(learner, _order(examples, pace, seed), examples, held_out, watch, folder, run)
     training.carry(ema, follow, auto_tokens=auto_tokens, moved=bool(against) or (not adapter and has_adapter(model)))
     return training.go(progress, None if follow.compute == "step" else cache or folder / "reference")
@@ -166,9 +163,10 @@ def _follow(follow: Reference, against: PreTrainedModel | None, asked: Asked) ->
 
 
 def _beside(
-    model: PreTrainedModel, compares: bool, follow: Reference, against: PreTrainedModel | None
+    model: PreTrainedModel, asked: Asked, follow: Reference, against: PreTrainedModel | None
 ) -> PreTrainedModel | None:
     """Return the frozen model that is the reference in each step, if the objective compares and is asked to so."""
+    compares = "reference" in asked.reads
     if against is not None and not compares:
         raise InputError("The objective compares with no reference; leave out the model to compare against.")
     return against or (frozen_copy(model, follow) if compares and follow.compute == "step" else None)
@@ -192,16 +190,19 @@ def _check(
 def _mark(
     model: PreTrainedModel,
     rows: Sequence[Example],
+    held_out: Sequence[Example],
     knobs: Mapping[str, Any],
     pace: Pace,
     compute: Compute,
     follow: Reference,
     loss: Loss,
     made: Mapping[str, Any],
+    watch: Watch,
     against: PreTrainedModel | None,
 ) -> str:
     """Return a hash of all that decides the result; how a batch is split does not, so a resumed run may change it."""
-    settings = {**made, "loss": f"{loss.__module__}:{loss.__qualname__}"}
+    rows = [*rows, *held_out] if watch.chooses else rows
+    settings = {**made, **watch.chooses, "loss": f"{loss.__module__}:{loss.__qualname__}"}
     settings |= {name: value for name, value in asdict(compute).items() if name != "tokens"}
     settings |= {} if against is None else {"against": mark_of(against, ())}
     return mark_of(model, rows, knobs, asdict(pace), asdict(follow), settings)

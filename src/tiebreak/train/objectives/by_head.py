@@ -7,6 +7,7 @@ prompt, y an answer, q P(the chosen side is better) and m the row's margin. Load
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from tiebreak.registry import Row
@@ -189,3 +190,24 @@ PACES: dict[str, dict[str, Any]] = {
 """Published paces: Stiennon et al.'s, which also stands where a publication gives none; Llama 2's below 70B; that of
 HelpSteer2's Llama 3 70B; and the released settings of the general preference model and of the pairwise model.
 """
+
+
+def settled(knobs: Mapping[str, Any], *, where: str = "The objective") -> dict[str, Any]:
+    """Return all knobs of a row: the objective's with the defaults of its functions, and those of the head's form.
+
+    Raises:
+        InputError: a knob that neither has.
+    """
+    from tiebreak.train.objectives.switches import settled as of_objective
+
+    own = {name: value for name, value in knobs.items() if name in OF_FORMS}
+    return {**of_objective({name: value for name, value in knobs.items() if name not in own}, where=where), **own}
+
+
+OF_FORMS = frozenset(name for method in FORMS for name in form_knobs(method))
+"""Knobs of heads' forms."""
+
+
+def with_form(row: Row) -> Row:
+    """Return ``row`` with the knobs of its head's form beside those of its objective."""
+    return replace(row, knobs={**(row.knobs or {}), **form_knobs(row.name)}, more=f"{__name__}:settled")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from tiebreak.registry import Table
@@ -36,7 +35,7 @@ _FIRST = [
 OBJECTIVES = Table("objectives", "method", [*_FIRST, *by_score.ROWS, *by_link.ROWS, *by_row.ROWS])
 """What a policy learns by. Knobs are the switches and scalars of ``switches.objective``."""
 
-HEADS = Table("heads", "method", [*(replace(row, more=SETTLES) for row in by_head.HEAD_ROWS), *by_feature.ROWS])
+HEADS = Table("heads", "method", [*map(by_head.with_form, by_head.HEAD_ROWS), *by_feature.ROWS])
 """What a reward model learns by. Knobs are those of ``switches.objective``, and the shape of its head."""
 
 OFFLINE = Table("offline", "method", [*OBJECTIVES, *HEADS])
