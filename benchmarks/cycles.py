@@ -4,10 +4,13 @@
 of two arguments is more convincing, and fits each topic's arguments twice: with a free score each (Bradley-Terry), and
 with a free vector each, compared as the general preference model compares its embeddings. Targets are shares of votes.
 Both are penalised by the squares of their numbers; how strongly, and how many numbers a vector has, is chosen by
-log-loss on inner folds of the pairs that are learned from. What is reported is of pairs that were held out.
+log-loss on inner folds of the pairs that are learned from. What is reported is of pairs that were held out. Skew
+embeddings whose second numbers are all 1 are Bradley-Terry, so they are fitted once more with a penalty on how far they
+are from that (``skew_near``).
 
 Some cycles are real and some are chance, for a pair has five votes. How many chance alone would make is counted in
-votes drawn from a Bradley-Terry model of the same data.
+votes drawn from a Bradley-Terry model of the same data. And that the fits could find cycles on these pairs is shown on
+votes drawn from items on a circle, each of which beats the half that lies ahead of it.
 """
 
 from __future__ import annotations
@@ -29,12 +32,32 @@ from results import table
 DATA = ROOT.parent / "shared" / "data" / "ukpconvarg1"
 RIDGES = (0.03, 0.1, 0.3, 1.0, 3.0)
 """Strengths of the penalty: ridge / 2 times the sum of squares, beside the sum over pairs of the log-loss."""
-WIDTHS = {"bradley_terry": (1,), "skew": (2, 4, 8)}
-"""Numbers an item has."""
+NEAR = (1.0, 3.0, 10.0, 30.0)
+"""Strengths of the penalty on the distance of second numbers from 1."""
+CIRCLE = 2.0
+"""The largest logit of the votes drawn from items on a circle."""
 STEPS, RATE, START = 300, 0.1, 0.5
 """Of Adam, the rate falling to 0 along a cosine, and the spread of the numbers it begins with."""
 LEAST = 1e-3
 """Penalty of the Bradley-Terry model that votes are drawn from: next to none, and every score is finite."""
+
+
+class Setting(NamedTuple):
+    """Numbers an item has, 1 for Bradley-Terry; the penalty; and that on second numbers' distance from 1, if any."""
+
+    width: int
+    ridge: float
+    near: float | None = None
+
+
+MODELS: dict[str, list[Setting]] = {
+    "bradley_terry": [Setting(1, ridge) for ridge in RIDGES],
+    "skew": [Setting(width, ridge) for width in (2, 4, 8) for ridge in RIDGES],
+    "skew_near": [Setting(2, ridge, near) for ridge in RIDGES[:3] for near in NEAR],
+}
+"""What each model is chosen from."""
+CONTROLS = {"bradley_terry": Setting(1, 0.1), "skew": Setting(2, 0.3)}
+"""What is fitted to the circle, where nothing is chosen."""
 
 
 class Votes(NamedTuple):
@@ -120,7 +143,7 @@ def cycles(first: Any, second: Any, gap: Any, items: int) -> Cycles:
     return Cycles(round(float((met * (met @ met)).sum()) / 6), round(float(back.sum()) / 3), inside & (gap != 0))
 
 
-def fit(first: Any, second: Any, share: Any, mass: Any, *, items: int, width: int, ridge: float, seed: int = 0) -> Any:
+def fit(first: Any, second: Any, share: Any, mass: Any, *, items: int, setting: Setting, seed: int = 0) -> Any:
     """Fit the items F times, each time with other weights of the pairs, by the objectives of the table.
 
     Args:
@@ -129,8 +152,7 @@ def fit(first: Any, second: Any, share: Any, mass: Any, *, items: int, width: in
         share: P(first wins), the target, (P,).
         mass: how much a pair counts in each fit, (F, P); 0 holds it out.
         items: N.
-        width: numbers an item has: 1 is Bradley-Terry, more are skew embeddings.
-        ridge: strength of the penalty.
+        setting: the model and its penalty.
         seed: draws where it begins.
 
     Returns:
@@ -143,25 +165,30 @@ def fit(first: Any, second: Any, share: Any, mass: Any, *, items: int, width: in
     from tiebreak.train.objectives.seen import Seen, Whole
     from tiebreak.train.objectives.switches import objective
 
-    fits, how = len(mass), {"score": "head", "link": "logistic", "target": "soft"}
+    fits, width = len(mass), setting.width
+    how: dict[str, Any] = {"score": "head", "link": "logistic", "target": "soft"}
     how |= {"compare": "skew", "skew_tau": 1.0} if width > 1 else {"compare": "difference"}
     shift = items * np.arange(fits)[:, None]
     sides = {"chosen": torch.tensor((first + shift).flatten()), "rejected": torch.tensor((second + shift).flatten())}
     source = torch.Generator().manual_seed(seed)
     start = START * torch.randn(items, width, generator=source, dtype=torch.float64)
-    free = start.repeat(fits, 1).squeeze(1).requires_grad_()
+    aim, ridge = torch.zeros(width, dtype=torch.float64), torch.full((width,), setting.ridge, dtype=torch.float64)
+    if setting.near is not None:
+        aim[1::2], ridge[1::2] = 1.0, setting.near
+    free = (start + aim).repeat(fits, 1).requires_grad_()
     ones = torch.ones(len(free), dtype=torch.float64)
     told = {"p": torch.tensor(np.tile(share, fits)), "share": torch.tensor(mass.flatten(), dtype=torch.float64)}
     optimizer = torch.optim.Adam([free], lr=RATE)
     falling = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
     for _ in range(STEPS):
         optimizer.zero_grad()
-        seen = Seen(lengths=ones, weight=ones, scores=free, whole=Whole(1.0, 1.0), **sides, **told)
-        (objective(seen, **how).loss + ridge / 2 * free.square().sum()).backward()
+        scores = free.squeeze(1)  # one number a branch is (B,)
+        seen = Seen(lengths=ones, weight=ones, scores=scores, whole=Whole(1.0, 1.0), **sides, **told)
+        (objective(seen, **how).loss + (ridge / 2 * (free - aim).square()).sum()).backward()
         optimizer.step()
         falling.step()
     with torch.no_grad():
-        compared = COMPARES[how["compare"]](free[sides["chosen"]], free[sides["rejected"]], knobs=how)
+        compared = COMPARES[how["compare"]](*(free.squeeze(1)[side] for side in sides.values()), knobs=how)
     return compared.reshape(fits, -1).numpy()
 
 
@@ -173,43 +200,43 @@ def log_loss(logits: Any, share: Any) -> Any:
 
 
 class HeldOut(NamedTuple):
-    """Logits of each pair from a fit that did not see it (P,), and the width and ridge chosen for each fold."""
+    """Logits of each pair from a fit that did not see it (P,), and the setting chosen for each fold."""
 
     logits: Any
-    chosen: list[tuple[int, float]]
+    chosen: list[Setting]
 
 
-def cross_validated(votes: Votes, fold: Any, settings: Sequence[tuple[int, float]], seed: int) -> list[list[Any]]:
-    """Return for each setting its loss on inner folds, (K,) by outer fold, and its logits on outer folds, (P,).
+def cross_validated(votes: Votes, fold: Any, settings: Sequence[Setting], seed: int) -> HeldOut:
+    """Fit without each fold in turn, by the setting with the least log-loss on its inner folds.
 
     The inner folds of an outer one are all others: a fit without folds f and g tells of g for f, and of f for g.
     """
     import numpy as np
 
     folds = int(fold.max()) + 1
-    both = [(f, g) for f in range(folds) for g in range(f)]
+    both = [(f, g) for f in range(folds) for g in range(f)] if len(settings) > 1 else []
     masks = np.array([~np.isin(fold, out) for out in (*both, *([f] for f in range(folds)))])
-    found = []
-    for width, ridge in settings:
-        print(f"{width} numbers an item, ridge {ridge:g}", flush=True)
-        logits = fit(
-            votes.first, votes.second, votes.share, masks, items=votes.items, width=width, ridge=ridge, seed=seed
-        )
-        inner = np.zeros(folds)
+    inner, outer = np.zeros((len(settings), folds)), []
+    for number, setting in enumerate(settings):
+        logits = fit(votes.first, votes.second, votes.share, masks, items=votes.items, setting=setting, seed=seed)
         for one, (f, g) in zip(log_loss(logits, votes.share), both, strict=False):
-            inner[f] += one[fold == g].sum()
-            inner[g] += one[fold == f].sum()
-        found.append([inner, logits[len(both) + fold, np.arange(len(fold))]])
-    return found
+            inner[number, f] += one[fold == g].sum()
+            inner[number, g] += one[fold == f].sum()
+        outer.append(logits[len(both) + fold, np.arange(len(fold))])
+    best = inner.argmin(axis=0)
+    return HeldOut(np.array(outer)[best[fold], np.arange(len(fold))], [settings[number] for number in best])
 
 
-def chosen_of(found: Sequence[Sequence[Any]], settings: Sequence[tuple[int, float]], fold: Any) -> HeldOut:
-    """Take for each outer fold the setting with the least loss on its inner ones."""
+def on_a_circle(votes: Votes, seed: int) -> Votes:
+    """Return votes of the same pairs, as many of each, in a world where every item beats the half ahead of it."""
     import numpy as np
 
-    best = np.argmin([inner for inner, _ in found], axis=0)
-    logits = np.array([outer for _, outer in found])[best[fold], np.arange(len(fold))]
-    return HeldOut(logits, [settings[one] for one in best])
+    chance = np.random.default_rng(seed)
+    place = chance.uniform(0, 2 * np.pi, votes.items)
+    cast = votes.wins + votes.losses + votes.ties
+    logits = CIRCLE * np.sin(place[votes.second] - place[votes.first])
+    wins = chance.binomial(cast, 1 / (1 + np.exp(-logits)))
+    return votes._replace(wins=wins, losses=cast - wins, ties=0 * cast)
 
 
 def by_chance(votes: Votes, draws: int, seed: int) -> list[int]:
@@ -221,7 +248,7 @@ def by_chance(votes: Votes, draws: int, seed: int) -> list[int]:
 
     cast = votes.wins + votes.losses
     share = np.where(cast > 0, votes.wins / np.maximum(cast, 1), 0.5)
-    logits = fit(votes.first, votes.second, share, cast[None], items=votes.items, width=1, ridge=LEAST)[0]
+    logits = fit(votes.first, votes.second, share, cast[None], items=votes.items, setting=Setting(1, LEAST))[0]
     chance = np.random.default_rng(seed)
     drawn = (chance.binomial(cast, 1 / (1 + np.exp(-logits))) for _ in range(draws))
     return [cycles(votes.first, votes.second, 2 * wins - cast, votes.items).cyclic for wins in drawn]
@@ -277,13 +304,15 @@ def run(read: argparse.Namespace) -> dict[str, Any]:
     }
     shuffled = np.random.default_rng(read.seed).permutation(len(gap))
     fold = shuffled % read.folds
-    settings = [(width, ridge) for widths in WIDTHS.values() for width in widths for ridge in RIDGES]
-    tried = cross_validated(votes, fold, settings, read.seed)
     models = {}
-    for name, widths in {**WIDTHS, **{f"skew, {width}": (width,) for width in WIDTHS["skew"]}}.items():
-        some = [n for n, (width, _) in enumerate(settings) if width in widths]
-        models[name] = chosen_of([tried[n] for n in some], [settings[n] for n in some], fold)
+    for name, settings in MODELS.items():
+        print(f"Fitting {name}, {len(settings)} settings.", flush=True)
+        models[name] = cross_validated(votes, fold, settings, read.seed)
     result["models"] = measured(votes, models, found.inside)
+    circle = on_a_circle(votes, read.seed)
+    models = {name: cross_validated(circle, fold, [one], read.seed) for name, one in CONTROLS.items()}
+    inside = cycles(circle.first, circle.second, circle.wins - circle.losses, circle.items).inside
+    result["circle"] = measured(circle, models, inside)
     keep(result, read.json, began)
     return result
 
@@ -298,17 +327,24 @@ def report(result: Mapping[str, Any]) -> Iterator[str]:
         f"({chance['ends'][0]:.0f} to {chance['ends'][1]:.0f} in 95 % of {result['settings']['draws']} draws)"
     )
     yield ""
-    forms = {"accuracy": ".1%", "log_loss": ".4f", "inside": ".1%"}
-    for what, form in forms.items():
+    yield from _table(result["models"])
+    yield "inside: accuracy on pairs in a 3-cycle. What was chosen, by fold:"
+    for name, one in result["models"].items():
+        chosen = (f"{width} at {ridge:g}{f' and {near:g}' if near else ''}" for width, ridge, near in one["chosen"])
+        yield f"{name}: {', '.join(chosen)}"
+    yield ""
+    yield "On votes of the same pairs, drawn from items on a circle:"
+    yield from _table(result["circle"])
+
+
+def _table(models: Mapping[str, Any]) -> Iterator[str]:
+    for what, form in {"accuracy": ".1%", "log_loss": ".4f", "inside": ".1%"}.items():
         rows = []
-        for name, one in result["models"].items():
+        for name, one in models.items():
             more = "" if name == "bradley_terry" else _ends(one["more"][what], f"+{form}")
             rows.append((name, _ends(one[what], form), f"{one[what]['n']:,}", more))
         yield from table((what, "value [95 % interval]", "n", "more than Bradley-Terry"), rows)
         yield ""
-    yield "inside: accuracy on pairs in a 3-cycle. Widths and ridges chosen, by fold:"
-    for name, one in result["models"].items():
-        yield f"{name}: {', '.join(f'{width} at {ridge:g}' for width, ridge in one['chosen'])}"
 
 
 def _ends(one: Mapping[str, Any], form: str) -> str:

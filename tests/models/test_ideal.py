@@ -12,6 +12,7 @@ import torch
 from tests.models.tiny import causal
 from tiebreak.models.encode import encode_tree
 from tiebreak.models.features import FeedForward, LinearHead, features, prompt_features, weights_mark
+from tiebreak.models.gated import Gated
 from tiebreak.models.ideal import (
     CONFIG,
     MIXES,
@@ -40,6 +41,7 @@ def heads() -> list[Head]:
         FeedForward(5, hidden=(4, 3), activation="tanh", masked=True, seed=2),
         *(IdealPoint(5, USERS, prototypes=3, mix=mix, seed=4) for mix in MIXES),
         IdealPoint(5, USERS, space=7, seed=4),
+        Gated(5, 3, hidden=(4,), seed=6),
         IdealMixture(5, USERS, space=6, seed=5),
     ]
     for head in made:

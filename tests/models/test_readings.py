@@ -13,6 +13,7 @@ from tiebreak.models.attention import forest_mode
 from tiebreak.models.forest import Tree, plant
 from tiebreak.models.logprobs import distributions
 from tiebreak.models.readings import OF_TWO, Other, read
+from tiebreak.records import InputError
 
 M = 1.7
 
@@ -102,3 +103,24 @@ def test_the_shared_length_counts_learned_tokens_of_compared_branches() -> None:
     expected = [tokens[0].sum(), tokens[1][:3].sum(), tokens[2].sum(), tokens[3].sum(), tokens[4][:1].sum()]
     torch.testing.assert_close(found, torch.stack(expected))
     torch.testing.assert_close(every[:3], torch.stack([part[:1].sum() for part in tokens[:3]]))
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_tree_without_a_trunk_is_its_branches_by_themselves(kind: str) -> None:
+    """Prompts that share no token: each is read in its own branch, and only the answer behind it is learned."""
+    model = causal(kind).model
+    sides = [((5, 6, 7), (8, 9)), ((10, 11), (12, 13, 14)), ((15,), (16,))]
+    taught = tuple((False,) * len(prompt) + (True,) * len(answer) for prompt, answer in sides)
+    together = Tree((), tuple(prompt + answer for prompt, answer in sides), taught)
+    alone = [Tree(prompt, (answer,)) for prompt, answer in sides]
+    found = []
+    for rows in ([trees()[0], together, trees()[1]], [trees()[0], *alone, trees()[1]]):
+        model.zero_grad()
+        with forest_mode(model):
+            values = logprobs.token_logps(model, plant(rows))
+        (values * torch.linspace(-1, 1, len(values))).sum().backward()
+        found.append((values.detach(), torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])))
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-4)
+    assert (found[0][1] - found[1][1]).norm() < 1e-4 * found[1][1].norm()
+    with pytest.raises(InputError, match="empty prompt"):
+        plant([Tree((), ((5, 6),))])

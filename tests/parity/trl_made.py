@@ -24,7 +24,8 @@ from tests.parity.test_trl_losses import BATCH, EPSILON, RATE, Taken, apart, wor
 from tests.train.made import examples, start
 from tiebreak.models.forest import Tree
 from tiebreak.train.learner import Learner
-from tiebreak.train.objectives.presets import HEADS, OBJECTIVES
+from tiebreak.train.objectives.by_head import HEAD_ROWS
+from tiebreak.train.objectives.presets import OBJECTIVES
 from tiebreak.train.objectives.switches import settled
 from tiebreak.train.pace import Pace
 from tiebreak.train.rows import Example
@@ -165,10 +166,9 @@ def _beside(row: Example, stranger: tuple[int, ...]) -> Example:
 
 
 def knobs_of(name: str, **changed: Any) -> dict[str, Any]:
-    """The knobs of one of our methods, with some of them set; those of a head's shape are not the objective's."""
-    table = OBJECTIVES if name in OBJECTIVES else HEADS
-    known = {knob: value for knob, value in (table[name].knobs or {}).items() if knob != "outputs"}
-    return settled({**known, **changed})
+    """The knobs of one of our methods, with some of them set."""
+    known = next(row.knobs for row in (*OBJECTIVES, *HEAD_ROWS) if row.name == name)
+    return settled({**(known or {}), **changed})
 
 
 def learner_of(

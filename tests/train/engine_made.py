@@ -21,13 +21,15 @@ from tiebreak.models.forest import Tree
 from tiebreak.models.load import Loaded, to_reward
 from tiebreak.models.readings import OF_BOTH, READINGS
 from tiebreak.train.learner import Learner, asked_of
-from tiebreak.train.objectives.presets import HEADS, LOSS, OBJECTIVES
+from tiebreak.train.objectives.by_head import HEAD_ROWS
+from tiebreak.train.objectives.presets import OBJECTIVES
 from tiebreak.train.objectives.switches import kind_of, needs_of, objective, settled
 from tiebreak.train.pace import Pace
 from tiebreak.train.rows import Example, mismatched, see
 from tiebreak.train.update import Compute
 
-METHODS = (*(row.name for row in OBJECTIVES), *(row.name for row in HEADS if row.target == LOSS))
+KNOBS = {row.name: settled(row.knobs or {}) for row in (*OBJECTIVES, *HEAD_ROWS)}
+METHODS = tuple(KNOBS)
 """All that a language model learns by, and all that its reward head does."""
 BATCH = 8
 UNCLIPPED = Pace(batch=BATCH, learning_rate=1e-3, warmup=0.0, decay="constant", clip=1e9)
@@ -56,13 +58,9 @@ class Caught:
         self.gradient = torch.cat([gradient.flatten() for gradient in given]).clone()
 
 
-def knobs_of(method: str) -> dict[str, Any]:
-    return settled((OBJECTIVES if method in OBJECTIVES else HEADS)[method].knobs or {})
-
-
 def rows_of(method: str, count: int = BATCH, seed: int = 0) -> list[Example]:
     """Rows of the shape that ``method`` takes, with all it reads, of different lengths and weights."""
-    knobs = knobs_of(method)
+    knobs = KNOBS[method]
     needs, kind = needs_of(knobs), kind_of(knobs["link"])
     draw = random.Random(seed)
     make = {"written": _written, "alone": _alone, "list": _list, "pairs": _pair}[kind]
@@ -129,7 +127,7 @@ def _loaded(kind: str, seed: int) -> Loaded:
 
 def start(method: str, kind: str = "llama") -> PreTrainedModel:
     """The model that learns, with a head of as many columns as the method has."""
-    loaded, knobs = _loaded(kind, 0), knobs_of(method)
+    loaded, knobs = _loaded(kind, 0), KNOBS[method]
     if knobs["score"] != "head":
         return copy.deepcopy(loaded.model)
     return to_reward(loaded.model, loaded.tokenizer, seed=2, labels=knobs["outputs"])
@@ -137,18 +135,18 @@ def start(method: str, kind: str = "llama") -> PreTrainedModel:
 
 def another(method: str, kind: str = "llama") -> PreTrainedModel | None:
     """A reference that is not the policy, so that log-ratios differ from 0."""
-    return None if knobs_of(method)["score"] == "head" else copy.deepcopy(_loaded(kind, 7).model)
+    return None if KNOBS[method]["score"] == "head" else copy.deepcopy(_loaded(kind, 7).model)
 
 
 def readings_of(method: str) -> tuple[str, ...]:
     """What the method reads of each branch besides log-probs or scores, in the engine's order."""
-    reads = asked_of(objective, knobs_of(method))[1]
+    reads = asked_of(objective, KNOBS[method])[1]
     return tuple(name for name in READINGS if name in reads)
 
 
 def learner_of(method: str, kind: str = "llama", compute: Compute | None = None, **more: Any) -> Learner:
     given: dict[str, Any] = {"model": start(method, kind), "reference": another(method, kind), **more}
-    return Learner(given.pop("model"), knobs_of(method), UNCLIPPED, compute, **given)
+    return Learner(given.pop("model"), KNOBS[method], UNCLIPPED, compute, **given)
 
 
 def taken(learner: Learner, *batches: Sequence[Example]) -> list[Taken]:
@@ -166,7 +164,7 @@ def taken(learner: Learner, *batches: Sequence[Example]) -> list[Taken]:
 
 def plainly(method: str, kind: str, rows: Sequence[Example], past: Mapping[str, Tensor]) -> Taken:
     """The same step with each branch alone behind its prompt, in one batch."""
-    knobs, model, reference = knobs_of(method), start(method, kind), another(method, kind)
+    knobs, model, reference = KNOBS[method], start(method, kind), another(method, kind)
     readings = readings_of(method)
     values = torch.cat([_read(model, reference, row, readings, knobs) for row in rows])
     compared = None

@@ -18,7 +18,7 @@ from tiebreak.models.features import Features, FeedForward, LinearHead, features
 from tiebreak.models.forest import Tree, plant
 from tiebreak.models.load import to_reward
 from tiebreak.records import InputError
-from tiebreak.train.frozen import FeatureRows, alone_on, evenly, pairs_on, rows_on
+from tiebreak.train.frozen import FeatureRows, Shifted, alone_on, evenly, pairs_on, rows_on
 from tiebreak.train.heads import (
     fit_as,
     fit_examples,
@@ -272,9 +272,9 @@ def test_a_row_says_what_it_is_and_its_trainer_takes_its_knobs(row: Any) -> None
     rows = pairs_on(values, range(6), range(6, 12), users=["a", "b"] * 3, prompts=values, prompt=range(6))
     given: dict[str, Any] = {"seed": 1}
     if row.name == "meta_reward":
-        from tiebreak.train.meta import Shifted
-
         given["shifted"] = Shifted(values, torch.arange(12) // 3)
+    if row.name == "gated_reward":
+        given |= {"marks": torch.nn.Linear(4, 3)}
     pace = {name: value for name, value in PACES[row.name].items() if name != "epochs"}
     found = fit_as(row.load(), rows, settled(row.knobs), Pace(epochs=1, **pace), **given)
     assert math.isfinite(found.last["loss"])

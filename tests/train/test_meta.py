@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from tiebreak.models.features import FeedForward
 from tiebreak.records import InputError
-from tiebreak.train.frozen import FeatureRows, pairs_on
+from tiebreak.train.frozen import FeatureRows, Shifted, pairs_on
 from tiebreak.train.heads import fit_head, fit_linear, measure
-from tiebreak.train.meta import Shifted, ahead, fit_meta, spread_apart
+from tiebreak.train.meta import ahead, fit_meta, spread_apart
 from tiebreak.train.objectives.by_feature import PLAIN
 from tiebreak.train.objectives.seen import Outcome
 from tiebreak.train.pace import Pace
@@ -111,7 +112,7 @@ def world(seed: int) -> tuple[FeatureRows, FeatureRows, Shifted]:
     return learned, tested, Shifted(responses(256, 5.0), torch.arange(64).repeat_interleave(4))
 
 
-SLOW = Pace(epochs=40, batch=32, learning_rate=1e-2, decay="constant")
+SLOW = Pace(epochs=20, batch=32, learning_rate=2e-2, decay="constant")
 
 
 def test_without_eta_it_is_the_plain_training_bit_for_bit() -> None:
@@ -126,7 +127,7 @@ def test_without_eta_it_is_the_plain_training_bit_for_bit() -> None:
 
 def test_it_is_more_often_right_on_planted_shifted_responses() -> None:
     gained = []
-    for seed in range(4):
+    for seed in range(3):
         rows, tested, shifted = world(seed)
         right: list[float] = []
         for eta in (0.0, 3.0):
@@ -134,7 +135,7 @@ def test_it_is_more_often_right_on_planted_shifted_responses() -> None:
             right.append(measure(head, tested, PLAIN)["rewards/accuracies"])
         gained.append(right[1] - right[0])
     assert min(gained) > 0.0
-    assert sum(gained) / 4 > 0.05
+    assert sum(gained) / 3 > 0.05
 
 
 def test_a_step_that_fails_leaves_the_weights_where_they_were() -> None:
@@ -154,8 +155,6 @@ def test_a_step_that_fails_leaves_the_weights_where_they_were() -> None:
 def test_any_head_can_step_ahead() -> None:
     rows, _, shifted = world(0)
     step: dict[str, Any] = {"eta": 1.0}
-    from tiebreak.models.features import FeedForward
-
     head = FeedForward(24, hidden=(8,), seed=0)
     head.calibrate(rows.own)
     gain = lambda _number: spread_apart(head(shifted.values), shifted.tree)  # noqa: E731

@@ -20,7 +20,7 @@ from tiebreak.train.personal import fit_pal_a, fit_pal_b, fit_user
 KNOBS = {row.name: dict(row.knobs or {}) for row in ROWS}
 HINGE = {name: KNOBS["pal_a"][name] for name in (*PLAIN, "hinge_margin")}
 PACE = Pace(epochs=10, batch=32, learning_rate=3e-3, weight_decay=0.01)
-OLD, NEW, VOTES = 24, 6, 50
+OLD, NEW, VOTES = 24, 5, 50
 
 
 def drawn(seed: int) -> torch.Generator:

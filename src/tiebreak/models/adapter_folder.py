@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from tiebreak.models.adapters import adapted, first, put_in
+from tiebreak.models.forms import FILE, SCALAR, Form, read_form, write_form
 from tiebreak.models.load import Loaded, load_causal, load_tokenizer, start_reward
 from tiebreak.records import InputError
 
@@ -23,7 +24,14 @@ PREFIX = "base_model.model."
 """What PEFT writes before each name of a weight."""
 
 
-def save_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, folder: Path, *, base: str) -> None:
+def save_adapter(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    folder: Path,
+    *,
+    base: str,
+    form: Form = SCALAR,
+) -> None:
     """Write a PEFT folder (configuration, safetensors) and the tokenizer in one move: all of it or nothing.
 
     Args:
@@ -31,6 +39,7 @@ def save_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
         tokenizer: goes beside it, so that the folder can be used like a model's.
         folder: is replaced where it exists.
         base: folder or hub name of the frozen model, for whoever loads the adapter.
+        form: of a reward model's head.
 
     Raises:
         InputError: there is no adapter.
@@ -45,6 +54,7 @@ def save_adapter(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, fol
         (partial / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True, default=sorted))
         save_file(own, partial / WEIGHTS, metadata={"format": "pt"})
         tokenizer.save_pretrained(partial)
+        write_form(partial, form)
 
 
 def load_adapter(where: str | Path, *, base: str | None = None, device: str = "cpu") -> Loaded:
@@ -69,11 +79,11 @@ def load_adapter(where: str | Path, *, base: str | None = None, device: str = "c
     base = base or config.base_model_name_or_path
     if not base:
         raise InputError(f"The adapter {folder} does not say which model is its base; pass base.")
-    head = config.task_type == "SEQ_CLS"
+    found = {name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
+    head = _head(folder, found) if config.task_type == "SEQ_CLS" else None
     loaded = _with_tokenizer(folder, _load_base(folder, base, head=head, device=device))
     model = loaded.model.eval()
     put_in(model, config, seed=0)
-    found = {name.removeprefix(PREFIX): value for name, value in load_file(folder / WEIGHTS).items()}
     wanted = get_peft_model_state_dict(model, save_embedding_layers=False)
     for name in sorted(found.keys() | wanted.keys()):
         if _shape(found, name) != _shape(wanted, name):
@@ -108,9 +118,18 @@ def _read_config(folder: Path) -> Any:
     return config
 
 
-def _load_base(folder: Path, base: str, *, head: bool, device: str) -> Loaded:
+def _head(folder: Path, weights: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the outputs of the head that came with an adapter, and its form."""
+    form = read_form(folder / FILE) if (folder / FILE).is_file() else SCALAR
+    outputs = [len(value) for name, value in weights.items() if name.endswith("score.weight")]
+    return {"form": form, "labels": outputs[0] if outputs else 1}
+
+
+def _load_base(folder: Path, base: str, *, head: Mapping[str, Any] | None, device: str) -> Loaded:
     try:
-        return start_reward(base, seed=0, device=device) if head else load_causal(base, device=device)
+        if head is not None:
+            return start_reward(base, seed=0, device=device, **head)
+        return load_causal(base, device=device)
     except InputError as error:
         told = (
             f"The base of the adapter {folder} is not to be had; put it back, or pass base ({str(error).rstrip('.')})."
@@ -132,7 +151,7 @@ def _with_tokenizer(folder: Path, base: Loaded) -> Loaded:
     for config in (model.config, getattr(model, "generation_config", None)):
         if config is not None:
             config.pad_token_id, config.eos_token_id = tokenizer.pad_token_id, tokenizer.eos_token_id
-    return Loaded(model, tokenizer)
+    return base._replace(tokenizer=tokenizer)
 
 
 def _shape(tensors: dict[str, Tensor], name: str) -> str:

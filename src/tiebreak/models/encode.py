@@ -97,8 +97,8 @@ def encode_sides(
     """Return the tree of answers that need not answer the same prompt, and whether a prompt was cut.
 
     The trunk is what the prompts' tokens have in common from the start; the rest of each prompt opens its branch, where
-    it is read and not learned. So the tree computes exactly what each answer behind its own prompt would be. None where
-    one leaves no room in ``window`` or the prompts have not even their first token in common.
+    it is read and not learned. So the tree computes exactly what each answer behind its own prompt would be, and where
+    prompts have not even their first token in common, the trunk is empty. None where one leaves no room in ``window``.
     """
     if len({prompt.id for prompt, _ in sides}) <= 1:
         prompt = sides[0][0] if sides else Prompt(text="")
@@ -109,8 +109,6 @@ def encode_sides(
         return None, False
     shared = (len(set(ids)) == 1 for ids in zip(*(tree.trunk for tree in trees), strict=False))
     common = sum(1 for _ in takewhile(bool, shared))
-    if not common:
-        return None, False
     branches = tuple(tree.trunk[common:] + tree.branches[0] for tree in trees)
     taught = tuple((False,) * (len(tree.trunk) - common) + (True,) * len(tree.branches[0]) for tree in trees)
     return Tree(trees[0].trunk[:common], branches, taught), any(was_cut for _, was_cut in found)

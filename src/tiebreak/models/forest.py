@@ -125,7 +125,8 @@ def plant(trees: Sequence[Tree]) -> Forest:
     """Pack ``trees`` into one row. Order of trees, branches and tokens is kept.
 
     Raises:
-        InputError: a trunk or a branch is empty, so there is nothing to predict from or to predict.
+        InputError: a branch is empty, or a trunk is and a branch begins with a learned token, so there is nothing to
+            predict or to predict from. Where branches hold prompts of their own, a trunk may be empty.
     """
     ids: list[int] = []
     positions: list[int] = []
@@ -139,7 +140,8 @@ def plant(trees: Sequence[Tree]) -> Forest:
     tree_of: list[int] = []
     spans: list[Span] = []
     for number, tree in enumerate(trees):
-        if not tree.trunk or not tree.branches or not all(tree.branches):
+        rooted = tree.trunk or (tree.taught and not any(taught[0] for taught in tree.taught if taught))
+        if not rooted or not tree.branches or not all(tree.branches):
             raise InputError(f"Tree {number} of the batch has an empty prompt or completion; drop or mend that row.")
         start, trunk = len(ids), len(tree.trunk)
         spans.append(Span(start, trunk, tuple(map(len, tree.branches))))

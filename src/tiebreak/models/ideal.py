@@ -31,6 +31,7 @@ from tiebreak.models.features import (
     prompt_features,
     weights_mark,
 )
+from tiebreak.models.gated import Gated
 from tiebreak.models.load import Loaded, start_reward
 from tiebreak.models.score import room_of
 from tiebreak.records import InputError, Prompt, Response
@@ -227,8 +228,9 @@ class IdealMixture(nn.Module):  # type: ignore[misc]
         return self.log_scale.exp().clamp_max(100.0) * near
 
 
-Head = LinearHead | FeedForward | IdealPoint | IdealMixture
-KINDS: Mapping[str, type[Head]] = {kind.kind: kind for kind in (LinearHead, FeedForward, IdealPoint, IdealMixture)}
+Head = LinearHead | FeedForward | IdealPoint | IdealMixture | Gated
+_HEADS = (LinearHead, FeedForward, IdealPoint, IdealMixture, Gated)
+KINDS: Mapping[str, type[Head]] = {kind.kind: kind for kind in _HEADS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -271,7 +273,7 @@ class Reader(NamedTuple):
         sizes = torch.tensor([len(tree.branches) for tree in known])
         users = self.head.users.codes([user]).expand(int(sizes.sum())) if hasattr(self.head, "users") else None
         asked = None
-        if isinstance(self.head, IdealMixture):
+        if isinstance(self.head, IdealMixture | Gated):
             asked = prompt_features(self.loaded.model, known, cache=cache).each.repeat_interleave(sizes, dim=0)
         with torch.no_grad():
             found = self.head(features(self.loaded.model, known, cache=cache).each, users, asked)

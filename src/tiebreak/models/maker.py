@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-MARKS = ("*.safetensors", "*.bin", "tokenizer.json")
+MARKS = ("*.safetensors", "*.bin", "tokenizer.json", "head.json")
 """Files of a model folder that decide what it says."""
 
 

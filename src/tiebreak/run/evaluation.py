@@ -4,27 +4,26 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 from tiebreak.evaluate.divergence import Divergence, divergence
-from tiebreak.evaluate.reward import agreement_with_truth, calibration, length_baseline, pair_accuracy
+from tiebreak.evaluate.reward import agreement_with_truth
 from tiebreak.evaluate.winrate import WinRate, win_rate
 from tiebreak.judge.rule import RULES
 from tiebreak.judge.run import judge_pairs
 from tiebreak.judge.verdict import soft_label
 from tiebreak.recipe import Judge
 from tiebreak.recipe import WinRate as WinRateSection
-from tiebreak.records import InputError, Judgment, Pair, Prompt, Response
-from tiebreak.run.folder import read_json, read_pairs, write_json, write_text
+from tiebreak.records import InputError, Judgment, Prompt, Response
+from tiebreak.run.folder import write_json, write_text
 from tiebreak.run.job import Job, Made
-from tiebreak.run.rows import apart, tested
 from tiebreak.run.stages import judge_of
+from tiebreak.run.tested import Truth, reward
 from tiebreak.stats.intervals import rate
 from tiebreak.stats.length import length_controlled_win_rate
 
-Truth = Callable[[Prompt, str], float]
 Answers = dict[str, dict[str, Response]]
 """Side -> prompt id -> its answer."""
 
@@ -46,7 +45,7 @@ def evaluate(job: Job) -> Made:
     if truth and "judge" in job.before:
         results["judge"] = _judge_against_truth(job, truth)
     if section.reward:
-        results["reward"] = _reward(job, section.reward, truth)
+        results["reward"] = reward(job, section.reward, truth)
     if section.win_rate:
         answers = _answers(job, section.win_rate)
         rates = _win_rates(job, section.win_rate, answers, truth)
@@ -90,88 +89,6 @@ def _judge_against_truth(job: Job, truth: Truth) -> dict[str, Any]:
 def _agreement(rows: Sequence[tuple[float, float, str]]) -> dict[str, Any]:
     said, gap, prompts = zip(*rows, strict=True) if rows else ((), (), ())
     return dict(agreement_with_truth(list(said), list(gap), list(prompts))._asdict())
-
-
-def _reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
-    """Accuracy on held-out pairs beside the length-only baseline, calibration, and accuracy against the truth."""
-    from tiebreak.models.load import load_reward
-    from tiebreak.models.score import score
-
-    name, where = job.model(named)
-    stage = job.recipe.train.get(named)
-    learned, pairs = _held_pairs(job, named)
-    if not pairs:
-        raise InputError(f"evaluate.reward has no held-out pair to test {named} on; raise train.{named}.held_out.")
-    prompts = {p.id: p for p in job.ledger.prompts(sorted({p.prompt_id for p in (*pairs, *learned)}))}
-    ids = sorted({side for pair in (*pairs, *learned) for side in (pair.chosen_id, pair.rejected_id)})
-    texts = {response.id: response for response in job.ledger.responses(ids)}
-    rows = [(prompts[p.prompt_id], (texts[p.chosen_id], texts[p.rejected_id])) for p in pairs]
-    loaded = load_reward(where, device=job.recipe.device)
-    scored = score(
-        loaded,
-        rows,
-        window=stage.window if stage else 1024,
-        cut=stage.cut if stage else "start",
-        progress=job.progress,
-    )
-    kept = [(pair, values) for pair, values in zip(pairs, scored, strict=True) if values is not None]
-    margins = [chosen - rejected for _, (chosen, rejected) in kept]
-    groups = _clusters([prompts[pair.prompt_id].group for pair, _ in kept])
-    decided = [i for i, (pair, _) in enumerate(kept) if pair.p > 0.5]
-
-    def words(some: Sequence[Pair], side: str) -> list[int]:
-        return [len(texts[getattr(pair, side)].text.split()) for pair in some]
-
-    firm = [kept[i][0] for i in decided]
-    fit = [pair for pair in learned if pair.p > 0.5]
-    found: dict[str, Any] = {
-        "model": name,
-        "interval_over": "pairs" if groups and isinstance(groups[0], int) else "prompts",
-        "held_out": pair_accuracy([margins[i] for i in decided], [groups[i] for i in decided])._asdict(),
-        "length_baseline": length_baseline(
-            words(firm, "chosen_id"),
-            words(firm, "rejected_id"),
-            [groups[i] for i in decided],
-            train=(words(fit, "chosen_id"), words(fit, "rejected_id")) if fit else None,
-        )._asdict(),
-        "too_long": len(pairs) - len(kept),
-        "margins": [round(margin, 4) for margin in margins],
-    }
-    measured = calibration(margins, [pair.p for pair, _ in kept])
-    found["calibration"] = {
-        **{name: getattr(measured, name) for name in ("ece", "brier", "nll", "n")},
-        "bins": [{"confidence": b.confidence, **b.rate._asdict()} for b in measured.bins],
-    }
-    if truth:
-        gaps = [
-            truth(prompts[p.prompt_id], texts[p.chosen_id].text)
-            - truth(prompts[p.prompt_id], texts[p.rejected_id].text)
-            for p, _ in kept
-        ]
-        said = [0.5 if margin == 0 else float(margin > 0) for margin in margins]
-        found["truth"] = agreement_with_truth(said, gaps, groups)._asdict()
-    return found
-
-
-FEW = 10
-"""With fewer prompt groups than this an interval over prompts says nothing, and the pairs themselves are counted."""
-
-
-def _clusters(groups: list[str]) -> list[str] | list[int]:
-    """Return what intervals are clustered by: prompt groups, or single pairs where there are few prompts."""
-    return groups if len(set(groups)) >= FEW else list(range(len(groups)))
-
-
-def _held_pairs(job: Job, named: str) -> tuple[list[Pair], list[Pair]]:
-    """Return the pairs the reward model learned from and those it never saw."""
-    pairs = read_pairs(job.project / "curate" / "pairs.jsonl")
-    written = read_json(job.project / "train" / named / "held_out.json") if named in job.recipe.train else None
-    prompts = {p.id: p for p in job.ledger.prompts(sorted({pair.prompt_id for pair in pairs}))}
-    groups = [prompts[pair.prompt_id].group for pair in pairs]
-    if written is None:
-        return apart(pairs, groups, tested(job), 1.0, job.recipe.seed)
-    held = {p.group for p in job.ledger.prompts(sorted({row["prompt_id"] for row in written}))}
-    return apart(pairs, groups, held, 0.0, job.recipe.seed)
 
 
 def _answers(job: Job, section: WinRateSection) -> Answers:

@@ -166,7 +166,13 @@ def _plain(job: Job, stage: Stage, loaded: Loaded) -> Loaded:
     if stage.adapter is None:
         return loaded
     if isinstance(stage.model, str):
-        save_adapter(loaded.model, loaded.tokenizer, job.home / "adapter", base=str(job.model(stage.model)[1]))
+        save_adapter(
+            loaded.model,
+            loaded.tokenizer,
+            job.home / "adapter",
+            base=str(job.model(stage.model)[1]),
+            form=loaded.form,
+        )
         if stage.adapter.kind == "qlora":
             return loaded._replace(model=merged(load_adapter(job.home / "adapter").model))
     return loaded._replace(model=merged(loaded.model))

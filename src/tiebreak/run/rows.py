@@ -86,13 +86,19 @@ class Rows:
 
     def _curated(self, job: Job, *, chosen: bool) -> tuple[list[Row], list[Row]]:
         records = self._of_band(read_rows(job.project / "curate" / f"{self.stage.curated}.jsonl"))
-        usable = [one for one in records if self.aim.ties or not isinstance(one, Pair) or one.p > 0.5]
+        usable = [one for one in records if self._tells(one)]
         self.dropped[TIES] += len(records) - len(usable)
         rows = _in_words(job, usable, chosen=chosen)
         groups = [row.prompt.group for row in rows]
         learned, held = apart(rows, groups, tested(job), self.stage.held_out, job.recipe.seed)
         write_json(job.home / "held_out.json", [to_dict(row.record) for row in held if row.record is not None])
         return learned, held
+
+    def _tells(self, one: Pair | Graded) -> bool:
+        """Whether a row prefers something, or what it learns by needs no preference."""
+        if isinstance(one, Pair):
+            return self.aim.ties or one.p > 0.5
+        return self.aim.asked.kind != "pairs" or len(set(one.grades)) > 1
 
     def _of_band(self, records: Sequence[Pair | Graded]) -> Sequence[Pair | Graded]:
         if self.stage.band is None:
@@ -161,16 +167,18 @@ class Rows:
 def _in_words(job: Job, records: Sequence[Pair | Graded], *, chosen: bool) -> list[Row]:
     """Look up what the rows' records name."""
     named = [_named(one, chosen=chosen) for one in records]
-    responses = {r.id: r for r in job.ledger.responses(sorted({key for _, keys in named for key in keys}))}
-    asked = {key for ids, _ in named for key in ids} | {responses[key].prompt_id for _, keys in named for key in keys}
+    beside = {key for one in records if isinstance(one, Pair) and not chosen for key in one.beside.values()}
+    wanted = beside.union(key for _, keys in named for key in keys)
+    responses = {response.id: response for response in job.ledger.responses(sorted(wanted))}
+    asked = {key for ids, _ in named for key in ids} | {response.prompt_id for response in responses.values()}
     prompts = {prompt.id: prompt for prompt in job.ledger.prompts(sorted(asked))}
     rows = []
     for one, (prompt_ids, response_ids) in zip(records, named, strict=True):
         sides = tuple((prompts[p], responses[r]) for p, r in zip(prompt_ids, response_ids, strict=True))
         rows.append(Row(sides, {} if chosen else _says(one), one))
         if isinstance(one, Pair) and not chosen:  # what stands beside answers a prompt of its own
-            beside = tuple((prompts[responses[key].prompt_id], responses[key]) for key in one.beside.values())
-            rows[-1] = rows[-1]._replace(sides=sides + beside)
+            more = tuple((prompts[responses[key].prompt_id], responses[key]) for key in one.beside.values())
+            rows[-1] = rows[-1]._replace(sides=sides + more)
     return rows
 
 

@@ -94,7 +94,9 @@ def fit_head(
             finite.
     """
     whole = _checked(head, rows, knobs, loss)
-    if patience and held_out is None:
+    if held_out is not None:
+        _checked(head, held_out, knobs, loss)
+    elif patience:
         raise InputError("patience needs held-out rows; set held_out above 0.")
     order = _order(rows, pace, seed)
     steps, turn = order.steps(pace.epochs), order.steps_per_epoch
@@ -140,7 +142,7 @@ class _Run:
     ) -> None:
         self.head, self.rows, self.knobs, self.loss, self.beside, self.pace = head, rows, knobs, loss, beside, pace
         self.codes = _codes(head, rows)
-        self.optimizer = torch.optim.AdamW(_groups(head, pace.weight_decay), lr=pace.learning_rate)
+        self.optimizer = torch.optim.AdamW(_groups(head, pace.weight_decay), lr=pace.learning_rate, fused=True)
         self.trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
         self.past: Mapping[str, Tensor] = NOTHING
         self.progress = 0.0
@@ -242,11 +244,10 @@ def _checked(head: nn.Module, rows: FeatureRows, knobs: Mapping[str, Any], loss:
     """Return all knobs of the objective, once it is sure that these rows have what it reads."""
     whole = settle(loss, knobs)
     if whole["score"] != "head":
-        raise InputError(
-            f"A head on features gives scores and no words, so score has to be head, not {whole['score']}."
-        )
+        raise InputError(f"A head on features gives scores only, so score has to be head, not {whole['score']}.")
     if not len(rows):
         raise InputError("There is nothing to train on: every row was dropped or none was given; look at the funnel.")
+    _codes(head, rows)
     if loss is not objective:
         return whole
     kind = kind_of(whole["link"])
@@ -312,7 +313,7 @@ def fit_examples(
         seed: of the training.
         held_out: examples that are never learned from.
         users: whose each example is, those of ``taught`` first, then those of ``held_out``.
-        prompts: compute the prompts' features too, which PAL-B reads.
+        prompts: compute the prompts' features too, which PAL-B and a gate read.
         shifted: prompts with responses of the policy, for MetaRM.
         patience: epochs without a lower held-out loss.
         cache: folder where features are kept.
@@ -335,6 +336,8 @@ def fit_examples(
     if shifted:
         counts = torch.tensor([len(tree.branches) for tree in shifted])
         given["shifted"] = Shifted(found.each[branches:], torch.arange(len(shifted)).repeat_interleave(counts))
+    if "marks" in inspect.signature(trainer).parameters:
+        given["marks"] = head_of(model)
     if trainer is fit_linear:
         given["bias"] = head_of(model).bias is not None
     return fit_as(trainer, rows.part(range(len(taught))), knobs, pace, **given)

@@ -204,7 +204,7 @@ class Learner(Update):
                 steps=any(row.steps for row in rows),
                 readings=readings,
                 other=Other(self.reference or self.model, off=self.reference is None),
-                extrapolate=self.knobs.get("extrapolate", 1.0),
+                extrapolate=self.knobs.get("extrapolate", 1.5),
                 compared=[row.compared for row in rows],
             )
 

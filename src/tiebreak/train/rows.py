@@ -96,6 +96,8 @@ def check_rows(
 
 
 def _pair_shape(row: Example) -> str:
+    if row.grades and len(set(row.grades)) == 1:
+        return "has one grade for all its completions, so none is preferred; drop it."
     fits = len(row.grades) == row.compared > 1 if row.grades else row.compared == 2
     return "" if fits else f"has {row.compared} completions; a pair objective needs 2, or a grade for each."
 

@@ -113,8 +113,27 @@ ROWS: list[Row] = [
         eta=1.0,
         shifted_batch=16,
     ),
+    _row(
+        "gated_reward",
+        "gating:fit_gated",
+        "marks by attribute, mixed by a gate that reads the prompt (ArmoRM)",
+        "S(d), s = c sum_k g_k(x) m_k(e), g = softmax(FFN(x) / gate_temperature); m_k - l_k m_v for unwanted v",
+        "ratings by attribute and pairs: start from a model trained by regression, whose marks stay; the shares say "
+        "why an answer is liked, and unwanted takes verbosity out of every mark",
+        "Wang et al. 2024, arXiv 2406.12845",
+        target="hard",
+        hidden=[1024, 1024, 1024],
+        dropout=0.2,
+        gate_temperature=10.0,
+        unwanted=-1,
+    ),
 ]
 FEATURE_ROWS = ROWS
+READS_USERS = frozenset({"pal_a", "pal_b"})
+READS_PROMPTS = frozenset({"pal_b", "gated_reward"})
+READS_SHIFTED = frozenset({"meta_reward"})
+"""Methods whose rows need a user, whose trainers need the prompts' features, or responses of the policy."""
+
 OWN = frozenset(name for row in ROWS for name in row.knobs or {}) - {*PLAIN, "hinge_margin"}
 """Knobs of the trainers; all others are the objective's."""
 
@@ -127,11 +146,14 @@ PACES: dict[str, dict[str, Any]] = {
     "contrastive_reward": {**_OURS, "learning_rate": 3e-3},
     "pal_a": dict(_PAL),
     "pal_b": dict(_PAL),
+    "gated_reward": {"learning_rate": 1e-3, "epochs": 20.0, "batch": 1024, "decay": "cosine"},
 }
-"""The released pace of PAL, which is for some 100,000 pairs; no publication trains the others on fixed features."""
+"""The released paces of PAL, for some 100,000 pairs, and of ArmoRM's gate, about; no publication trains the others on
+fixed features.
+"""
 
 
-def settled(knobs: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
+def settled(knobs: Mapping[str, Any], *, where: str = "The objective") -> dict[str, Any]:
     """Return all knobs of a row and of the functions that its switches name.
 
     Raises:
@@ -140,4 +162,4 @@ def settled(knobs: Mapping[str, Any], *, where: str = "") -> dict[str, Any]:
     from tiebreak.train.objectives.switches import settled as of_objective
 
     own = {name: value for name, value in knobs.items() if name in OWN}
-    return {**of_objective({name: value for name, value in knobs.items() if name not in OWN}), **own}
+    return {**of_objective({name: value for name, value in knobs.items() if name not in OWN}, where=where), **own}

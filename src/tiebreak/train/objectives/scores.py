@@ -172,13 +172,18 @@ def skew(chosen: Tensor, rejected: Tensor, *, skew_tau: float = 0.1) -> Tensor:
     return (chosen[:, 0::2] * rejected[:, 1::2] - chosen[:, 1::2] * rejected[:, 0::2]).sum(1) / skew_tau
 
 
+SLACK = 1e-3
+"""How far beta x rho may fall before DPO-Positive takes it for a fall."""
+
+
 def penalised(chosen: Tensor, rejected: Tensor, *, drop_penalty: float = 50.0) -> Tensor:
     """rho_w - lambda max(0, -rho_w) - rho_l: it costs to make the chosen side less likely than the reference does.
 
-    Pal et al. 2024 (DPO-Positive, arXiv 2402.13228), with scores ``log_ratio``. Where rho_w is 0 the penalty has no
-    slope, so the first step is that of DPO, but a rounding below 0 has all of it: lambda times the pull of DPO.
+    Pal et al. 2024 (DPO-Positive, arXiv 2402.13228), with scores ``log_ratio``. The penalty begins :data:`SLACK` below
+    0: at the start rho_w is 0 but for rounding, and a rounding below it would have all of the slope, lambda times the
+    pull of DPO, so that the first step would depend on how a batch was computed.
     """
-    return difference(chosen, rejected) - drop_penalty * torch.relu(-chosen)
+    return difference(chosen, rejected) - drop_penalty * torch.relu(-chosen - SLACK)
 
 
 def optimistic(chosen: Tensor, rejected: Tensor) -> Tensor:
