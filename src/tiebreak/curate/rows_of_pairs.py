@@ -116,6 +116,12 @@ THAT_LEAVE_OUT: list[Row] = [
         knobs={"what": "ties"},
     ),
     Row(
+        name="decide",
+        does="take the likelier side for the better one without doubt, p = 1",
+        target="tiebreak.curate.steps:decide",
+        knobs={},
+    ),
+    Row(
         name="confident",
         does="keep pairs whose probability is at least this far from 1/2",
         target="tiebreak.curate.steps:confident",

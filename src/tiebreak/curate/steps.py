@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 from tiebreak.curate.gaps import NO_GAP, gaps
 from tiebreak.curate.knobs import check_count, check_number
@@ -56,6 +57,16 @@ def confident(rows: Rows, *, p: float = 0.6) -> Step:
     pairs = pairs_of(rows, "confident")
     kept = [pair for pair in pairs if pair.p >= p]
     return Step(kept, {f"p below {p}": len(pairs) - len(kept)})
+
+
+def decide(rows: Rows) -> Step:
+    """Take the likelier side of each pair for the better one without doubt: p = 1. A tie stays one.
+
+    It throws away how sure the judgments were, as a set of hard labels has; what else the pair says stays.
+    """
+    pairs = pairs_of(rows, "decide")
+    sure = [replace(pair, p=1.0, id="") if pair.p > 0.5 else pair for pair in pairs]
+    return Step(sure, {}, changed={"made sure": sum(0.5 < pair.p < 1.0 for pair in pairs)})
 
 
 def margin(rows: Rows, *, least: float = 1.0, of: str = "margin") -> Step:

@@ -85,6 +85,8 @@ class Done(NamedTuple):
 class Stage(NamedTuple):
     """One line of the funnel; ``unit`` is ``items`` going into the first step, later ``pairs``, ``lists``, ``answers``.
 
+    ``unit_out`` is what comes out.
+
     Rows that a step makes of one row come out as more than went in: ``rows_out`` is not ``rows_in`` less what dropped.
     """
 
@@ -94,6 +96,7 @@ class Stage(NamedTuple):
     rows_out: int
     dropped: Mapping[str, int]
     changed: Mapping[str, int] = MappingProxyType({})
+    unit_out: str = "pairs"
 
 
 STEPS = Table("curate", "curate step", [*rows_of_pairs.ROWS, *rows_of_texts.ROWS])
@@ -162,7 +165,7 @@ def curate(judgments: Sequence[Judgment], steps: Sequence[Written], texts: Texts
         made += done.made
         dropped = {reason: number for reason, number in done.dropped.items() if number}
         changed = {what: number for what, number in done.changed.items() if number}
-        funnel.append(Stage(name, unit, count, len(done.rows), dropped, changed))
+        funnel.append(Stage(name, unit, count, len(done.rows), dropped, changed, unit_of(done.rows)))
         rows = replace(rows, rows=done.rows)
     return Done(list(rows.rows or []), funnel, made)  # type: ignore[arg-type]
 

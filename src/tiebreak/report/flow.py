@@ -156,6 +156,14 @@ def _curated(run: Artefacts) -> list[Step]:
     return found
 
 
+def rows_made(run: Artefacts) -> list[Step]:
+    """Return the last step of each list of curate steps: what there is to learn from."""
+    following = [*run.funnel[1:], {}]
+    return [
+        step for step, after in zip(_curated(run), following, strict=False) if after.get("unit", "items") == "items"
+    ]
+
+
 def _rows(n: int, unit: str) -> str:
     return words.plural(n, unit.removesuffix("s"), unit)
 

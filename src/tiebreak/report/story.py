@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from tiebreak.report import words
+from tiebreak.report import flow, words
 from tiebreak.report.artefacts import Artefacts, Json
 
 
@@ -234,7 +234,7 @@ def _told_data(run: Artefacts) -> str:
 
 
 def _told_judging(run: Artefacts) -> str:
-    drawn, judged, pairs = run.counts("sample"), run.counts("judge"), run.counts("curate").get("pairs")
+    drawn, judged, rows = run.counts("sample"), run.counts("judge"), flow.rows_made(run)
     told = []
     if drawn:
         source = words.model(str(run.part("sample", "knobs").get("model") or "a model"))
@@ -251,9 +251,13 @@ def _told_judging(run: Artefacts) -> str:
         kind = f"The rule “{knobs['rule']}”" if who == "rule" and knobs.get("rule") else f"A judge ({who})"
         orders = ", each pair in both orders" if knobs.get("orders") == "both" else ""
         told.append(f"{kind} gave {words.plural(judged.get('judgments'), 'judgment')}{orders}.")
-    if pairs is not None:
-        told.append(f"The judgments became {words.plural(pairs, 'training pair')}.")
+    if rows:
+        made = words.join([words.plural(step.n, _ROWS.get(step.unit, "training row")) for step in rows])
+        told.append(f"The judgments became {made}.")
     return " ".join(told)
+
+
+_ROWS = {"pairs": "training pair", "lists": "graded list", "answers": "graded answer"}
 
 
 def _told_training(run: Artefacts) -> str:
