@@ -76,13 +76,16 @@ SPECIAL: dict[str, dict[str, Any]] = {
 }
 MADE = ("margin", "grades", "ratings", "label", "rationale", "drawn")
 EVERY = [row for row in (*OBJECTIVES, *HEADS) if row not in ON_FEATURES and row.name != "sft"]
+APART = ("feature_network", "pal_a", "pal_b", "contrastive_reward", "gated_reward")
 QUICK: dict[str, Any] = {"window": 192, "batch": 16, "learning_rate": 1e-4, "epochs": 1, "limit": 32}
 
 
 def stage(row: Any) -> dict[str, Any]:
     """Return the stage that trains with a row, on the rows that it needs."""
     needs = needs_of({name: value for name, value in row.knobs.items() if name not in OF_FORMS})
-    named = next((name for name in MADE if name in needs), "grades" if kind_of(row.knobs["link"]) == "list" else "pairs")
+    named = next(
+        (name for name in MADE if name in needs), "grades" if kind_of(row.knobs["link"]) == "list" else "pairs"
+    )
     return {"method": row.name, "model": "sft", "curated": named, **QUICK, **SPECIAL.get(row.name, {})}
 
 
@@ -112,6 +115,32 @@ def test_every_method_trains_from_a_recipe(started: Path, tiebreak: Shell, monke
         assert row.paper in card
         form = home / "model/head.json"
         assert form.is_file() == (row.name in ("gpm", "regression", "process_reward", "pairwise_preference", "gap"))
+
+
+def test_every_head_trains_on_a_frozen_backbone(
+    started: Path, tiebreak: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(started)
+    monkeypatch.syspath_prepend(str(started))
+    frozen = {**QUICK, "epochs": 2, "learning_rate": 1e-2}
+    sft = {"method": "sft", "rows": "responses", "model": MODEL, "vocabulary": 400, **QUICK}
+    rated = {"method": "regression", "model": "sft", "backbone": "frozen", **frozen, **SPECIAL["regression"]}
+    stages = {row.name: {"method": row.name, "model": "sft", **frozen} for row in ON_FEATURES}
+    stages |= {name: {**stages[name], "curated": "users"} for name in ("pal_a", "pal_b")}
+    stages["gated_reward"] |= {"model": "marks"}
+    linear = {
+        name: {"method": name, "model": "sft", "backbone": "frozen", **frozen} for name in ("bradley_terry", "gpm")
+    }
+    curate = {"pairs": BEGIN, "ratings": CURATE["ratings"], "users": ["by_user", {"drop": "ties"}]}
+    train = {"sft": sft, "marks": rated, **stages, **linear}
+    evaluate = {"truth": "world", "reward": "bradley_terry"}
+    recipe = tiny(project="frozen", threads=1, curate=curate, train=train, evaluate=evaluate, audit=None, export=None)
+    tiebreak.fine("run", write("frozen.yaml", recipe))
+    for name in train:
+        home = started / "runs/frozen/train" / name
+        assert (home / "head/feature_head.json").is_file() == (name in APART), name
+        assert (home / "model/config.json").is_file() == (name not in APART), name
+    assert json.loads((started / "runs/frozen/evaluate/results.json").read_text())["reward"]["held_out"]["n"] > 0
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,7 @@ from tiebreak.registry import Row, Table, UnknownKnob, nearest
 from tiebreak.rewards.combine import check_terms
 from tiebreak.rewards.table import REWARDS
 from tiebreak.train.methods import METHODS, PACES, loop_of
+from tiebreak.train.objectives.by_feature import ROWS as ON_FEATURES
 from tiebreak.train.optimizers import OPTIMIZERS
 from tiebreak.train.order import ORDERS
 from tiebreak.train.trackers import TRACKERS
@@ -231,10 +232,26 @@ def _check_loop(stage: Stage, where: str, stages: Collection[str]) -> None:
         learns = "rows" if loop == "offline" else "its own answers"
         raise InputError(f"{where}.{idle[0]} is not read by {stage.method}, which learns from {learns}; leave it out.")
     if loop == "offline":
+        if stage.backbone == "frozen" or stage.method in {row.name for row in ON_FEATURES}:
+            _check_frozen(stage, where)
         return
     if stage.reward is None:
         raise InputError(f"{where} has no reward; name a reward model's stage or folder, or see `tiebreak ls rewards`.")
     check_terms(rewards_of(stage, stages), where=f"{where}.reward")
+
+
+OF_WHOLE_MODELS = (
+    *("adapter", "ema", "checkpointing", "precision", "tokens", "optimizer", "optimizer_knobs", "evaluate_every"),
+    *("keep", "trackers", "reference", "checkpoint_every", "log_every"),
+)
+"""Keys of a stage that the training of a head on features does not read."""
+
+
+def _check_frozen(stage: Stage, where: str) -> None:
+    """Refuse keys that only the training of a whole model reads."""
+    for name in OF_WHOLE_MODELS:
+        if getattr(stage, name) != Stage.model_fields[name].default:
+            raise InputError(f"{where}.{name} is not read where the backbone is frozen; leave it out.")
 
 
 def voices_of(by: str, knobs: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:

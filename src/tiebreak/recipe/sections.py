@@ -207,6 +207,9 @@ class Stage(Open):
         None, description="pairs; for sft the prompts' references, imported responses, or the pairs' chosen side"
     )
     curated: str = Field("pairs", description="name of the list of curate steps whose rows are learned from")
+    backbone: Literal["trained", "frozen"] = Field(
+        "trained", description="of a reward model; frozen: its features are computed once, and a head learns on them"
+    )
     band: int | None = Field(None, ge=0, description="learn from the rows of this band only, 0 the first")
     loss_on: Literal["completion", "assistant", "all"] = Field(
         "completion", description="sft: which tokens count; assistant: every assistant turn of a conversation"

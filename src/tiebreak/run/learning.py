@@ -16,6 +16,7 @@ from tiebreak.models.load import (
     build_causal,
     context_of,
     load_causal,
+    load_reward,
     save_model,
     start_reward,
     train_tokenizer,
@@ -24,10 +25,12 @@ from tiebreak.recipe import Stage, pace_of, reference_of
 from tiebreak.records import InputError, Response
 from tiebreak.rewards.model import centre_on
 from tiebreak.run.aim import Aim, aim_of, is_scalar
+from tiebreak.run.frozen import fit_frozen
 from tiebreak.run.job import Job, Made
 from tiebreak.run.rows import Rows
 from tiebreak.train import checkpoint
 from tiebreak.train.methods import METHODS, loop_of
+from tiebreak.train.objectives.by_feature import READS_MARKS
 from tiebreak.train.offline import Compute, Pace, Reference, Trained, Watch, fit
 from tiebreak.train.rows import mismatched
 
@@ -42,7 +45,10 @@ def train(job: Job) -> Made:
 
 
 class Learned(NamedTuple):
-    """What a loop leaves: the model as trained, what the training did, counts, why rows went, trees to centre on."""
+    """What a loop leaves: the model as trained, what the training did, counts, why rows went, trees to centre on.
+
+    ``apart`` says that what learned is a head with a folder of its own, and the model stayed as it was.
+    """
 
     loaded: Loaded
     done: Trained
@@ -50,6 +56,7 @@ class Learned(NamedTuple):
     dropped: Mapping[str, int]
     notes: Sequence[str] = ()
     centre: Sequence[Tree] | None = None
+    apart: bool = False
 
 
 def _offline(job: Job, stage: Stage) -> Learned:
@@ -57,7 +64,12 @@ def _offline(job: Job, stage: Stage) -> Learned:
     aim = aim_of(stage, job.name)
     rows = Rows(job, stage, aim)
     loaded = _start(job, stage, aim, texts=rows.texts)
-    taught, held_out, counts = rows.encode(loaded)
+    encoded = rows.encode(loaded)
+    taught, held_out, counts, _ = encoded
+    centre = [row.tree for row in taught] if aim.form else None
+    if aim.trainer is not None:
+        done, apart = fit_frozen(job, stage, aim, loaded, encoded)
+        return Learned(loaded, done, counts, rows.dropped, (), None if apart else centre, apart)
     if "mismatched" in aim.asked.needs:
         taught, held_out = (mismatched(some, context_of(loaded.model), job.recipe.seed) for some in (taught, held_out))
     done = fit(
@@ -71,7 +83,7 @@ def _offline(job: Job, stage: Stage) -> Learned:
         cache=job.project / "train" / "references",
         **_how(job, stage),
     )
-    return Learned(loaded, done, counts, rows.dropped, (), [row.tree for row in taught] if aim.form else None)
+    return Learned(loaded, done, counts, rows.dropped, (), centre)
 
 
 def _acting(job: Job, stage: Stage) -> Learned:
@@ -112,6 +124,11 @@ def _saved(job: Job, stage: Stage, learned: Learned) -> Made:
     """Save the model as a folder that plain transformers loads, and say what came of the stage."""
     loaded, done = learned.loaded, learned.done
     notes = [*learned.notes, *_notes(stage, done)]
+    counts = learned.counts | {"steps": done.steps, "tokens": done.tokens}
+    if learned.apart:
+        path = str(job.home / "head")
+        notes.append(f"the head stands apart: tiebreak.models.ideal.load_ideal({path!r})")
+        return Made(counts, learned.dropped, notes, {"head": path, "last": done.last})
     trained = sum(parameter.numel() for parameter in loaded.model.parameters() if parameter.requires_grad)
     model = _plain(job, stage, loaded)
     reward = learned.centre is not None
@@ -122,7 +139,7 @@ def _saved(job: Job, stage: Stage, learned: Learned) -> Made:
     checkpoint.discard(job.home / "checkpoint")
     (job.home / "best.safetensors").unlink(missing_ok=True)
     size = sum(parameter.numel() for parameter in model.model.parameters())
-    counts = learned.counts | {"steps": done.steps, "tokens": done.tokens, "parameters": size}
+    counts["parameters"] = size
     if stage.adapter:
         counts["trained parameters"] = trained
     return Made(counts, learned.dropped, notes, {"model": str(job.home / "model"), "last": done.last})
@@ -190,6 +207,8 @@ def _start(job: Job, stage: Stage, aim: Aim | None, *, texts: Sequence[str]) -> 
             return start_reward(stage.model, tokenizer=tokenizer, device=job.recipe.device, **head)
         return build_causal(stage.model, tokenizer=tokenizer, seed=job.recipe.seed, device=job.recipe.device)
     _, where = job.model(stage.model)
+    if stage.method in READS_MARKS:
+        return load_reward(where, device=job.recipe.device)
     if head:
         return start_reward(where, device=job.recipe.device, **head)
     quantized = stage.adapter is not None and stage.adapter.kind == "qlora"

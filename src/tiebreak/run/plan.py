@@ -16,6 +16,7 @@ from tiebreak.recipe import Judge, Recipe, Stage, resolved, reward_models, voice
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
 from tiebreak.train.methods import loop_of
+from tiebreak.train.objectives.by_feature import READS_SHIFTED
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ def _train_needs(recipe: Recipe, name: str, stage: Stage) -> list[str]:
         raise InputError(f"train.{name} starts from itself; name another stage, a folder or a hub model.")
     start = _model(recipe, stage.model, f"train.{name}.model")
     if loop_of(stage.method) == "offline":
-        return ["import", "curate" if rows_of(stage) in ("pairs", "chosen") else "import", *start]
+        drawn = ["sample"] if stage.method in READS_SHIFTED and recipe.sample else []
+        return ["import", "curate" if rows_of(stage) in ("pairs", "chosen") else "import", *start, *drawn]
     asked = [one for one in (*reward_models(stage, recipe.train), stage.value) if one and one != "shared"]
     return ["import", *start, *(need for one in asked for need in _model(recipe, one, f"train.{name}.reward"))]
 

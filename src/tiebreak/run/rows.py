@@ -43,11 +43,12 @@ class Row(NamedTuple):
 
 
 class Encoded(NamedTuple):
-    """Trees to learn from and those held out, and how many of what there are."""
+    """Trees to learn from and those held out, how many of what there are, and whose rows they are, in that order."""
 
     learned: list[Example]
     held_out: list[Example]
     counts: dict[str, int | float]
+    users: list[str]
 
 
 class Rows:
@@ -114,6 +115,7 @@ class Rows:
         """Turn the rows into trees; a row whose completion does not fit is dropped whole and counted."""
         cut = 0
         out: list[list[Example]] = []
+        users: list[str] = []
         for rows in (self.rows, self.held):
             examples = []
             for row in rows:
@@ -126,11 +128,12 @@ class Rows:
                 elif isinstance(row.record, Pair) and len(tree.branches) > 1 and tree.branches[0] == tree.branches[1]:
                     self.dropped[EQUAL] += 1
                 else:
+                    users.append("" if row.record is None else row.record.user)
                     examples.append(Example(tree, label=row.prompt.source, **row.says | self._marks(row)))
             out.append(examples)
         counts: dict[str, int | float] = {"rows": len(out[0]), "held out": len(out[1]), "prompts cut": cut}
         self.dropped = +self.dropped
-        return Encoded(out[0], out[1], counts)
+        return Encoded(out[0], out[1], counts, users)
 
     def _tree(self, loaded: Loaded, row: Row) -> tuple[Tree | None, bool]:
         how: dict[str, Any] = {"window": self.stage.window, "cut": self.stage.cut}

@@ -132,7 +132,10 @@ FEATURE_ROWS = ROWS
 READS_USERS = frozenset({"pal_a", "pal_b"})
 READS_PROMPTS = frozenset({"pal_b", "gated_reward"})
 READS_SHIFTED = frozenset({"meta_reward"})
-"""Methods whose rows need a user, whose trainers need the prompts' features, or responses of the policy."""
+READS_MARKS = frozenset({"gated_reward"})
+"""Methods whose rows need a user, whose trainers need the prompts' features, responses of the policy, or the marks of
+the head they start from.
+"""
 
 OWN = frozenset(name for row in ROWS for name in row.knobs or {}) - {*PLAIN, "hinge_margin"}
 """Knobs of the trainers; all others are the objective's."""
