@@ -27,6 +27,7 @@ from tests.train.test_score_weights import by_hand
 from tiebreak.registry import Row
 from tiebreak.train.objectives.by_score import PACES, ROWS
 from tiebreak.train.objectives.presets import OFFLINE
+from tiebreak.train.objectives.scores import SLACK
 from tiebreak.train.objectives.seen import Seen
 from tiebreak.train.objectives.switches import objective, parts_of, settled
 from tiebreak.train.pace import Pace
@@ -118,7 +119,7 @@ FORMULAS: Mapping[str, Callable[[Side, Side, float], float]] = {
     "alpha_divergence_dpo": lambda w, r, m: s(0.1 * (math.exp(-r.rho / 2) - math.exp(-w.rho / 2)) / 0.5),
     "tr_dpo": lambda w, r, m: s(0.1 * (w.rho - r.rho)),
     "dpo_ref_clip": lambda w, r, m: s(0.1 * (w.lp - r.lp - max(0.0, w.ref - r.ref))),
-    "dpop": lambda w, r, m: s(0.3 * (w.rho - r.rho - 50 * max(0.0, w.ref - w.lp))),
+    "dpop": lambda w, r, m: s(0.3 * (w.rho - r.rho) - 50 * max(0.0, 0.3 * (w.ref - w.lp) - SLACK)),
     "tdpo1": lambda w, r, m: s(0.1 * (w.rho - r.rho - (r.kl - w.kl))),
     "tdpo2": lambda w, r, m: s(0.1 * (w.rho - r.rho - 0.5 * (r.kl - w.kl))),
     "odpo": lambda w, r, m: s(0.1 * (w.rho - r.rho) - math.log(m)),

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tests.train.seen_made import Double, lists, numbers, pairs
 from tiebreak.records import InputError
-from tiebreak.train.objectives.scores import COMPARES, OFFSETS, SCORES, log1mexp
+from tiebreak.train.objectives.scores import COMPARES, OFFSETS, SCORES, SLACK, log1mexp
 from tiebreak.train.objectives.seen import Seen
 from tiebreak.train.objectives.switches import SWITCHES
 
@@ -183,7 +183,7 @@ def test_skew_is_written_out_in_blocks_and_is_bradley_terry_beside_a_one() -> No
 def test_only_the_chosen_side_pays_for_falling_below_the_reference() -> None:
     chosen, rejected = numbers([-2.0, 2.0, 0.0]).requires_grad_(True), numbers([-3.0, -3.0, -3.0]).requires_grad_(True)
     z = COMPARES["penalised"](chosen, rejected, knobs={"drop_penalty": 5.0})
-    assert z.tolist() == [-2.0 - 10.0 + 3.0, 5.0, 3.0]
+    assert z.tolist() == pytest.approx([-2.0 - 5.0 * (2.0 - SLACK) + 3.0, 5.0, 3.0], abs=1e-12)
     down, up = torch.autograd.grad(z.sum(), [rejected, chosen])
     assert up.tolist() == [6.0, 1.0, 1.0]
     assert down.tolist() == [-1.0, -1.0, -1.0]
