@@ -211,6 +211,7 @@ def constraints(
         InputError: a knob that is none of these.
     """
     _check(n, violate, of, weight)
+    check_count("constraints", "seed", seed, 0)
     names = _kinds(kinds, n)
     pairs = pairs_of_one_prompt(rows, "constraints")
     words, made = words_of_pairs(rows, pairs), Made()

@@ -12,8 +12,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from tiebreak.curate.knobs import Lacking
 from tiebreak.curate.pairs import NO_PAIR
-from tiebreak.curate.table import Rows, Step, items_of
+from tiebreak.curate.table import Rows, Step, at_first
 from tiebreak.curate.words import words_of
 from tiebreak.records import InputError, Pair, Response
 
@@ -176,12 +177,12 @@ def _answers(
     Raises:
         InputError: a maker of whom no answer was judged.
     """
-    items = [judgments[0].slots for judgments in items_of(rows, step).values()]
+    items = [judgments[0].slots for judgments in at_first(rows, step).items.values()]
     words = words_of(rows, (), (slot for slots in items for slot in slots))
     there = sorted({response.maker for response in words.responses.values()})
     for maker in makers:
         if maker not in there:
-            raise InputError(f"{step}: no judged answer is by {maker!r}; there are answers by {', '.join(there)}.")
+            raise Lacking(f"{step}: no judged answer is by {maker!r}; there are answers by {', '.join(there)}.")
     for slots in items:
         if len(set(slots)) == len(slots) == 2:
             yield words.responses[slots[0]], words.responses[slots[1]]

@@ -95,7 +95,8 @@ def agrees(rows: Rows, *, by: By = None, p: float = 0.6, recycle: bool = False) 
     """Keep pairs that another judge agrees with: its P(chosen is better), over both orders, is at least ``p``.
 
     The second stage of Skywork-Reward-V2's curation (Liu et al. 2025, arXiv 2507.01352), with one judge. A pair that
-    it puts at 1 - p or below is dropped, or flipped where ``recycle`` is true; one in between is dropped.
+    it puts at 1 - p or below is dropped, or flipped where ``recycle`` is true; one in between is dropped, and so
+    is a tie, which has no side to agree with.
 
     Args:
         rows: pairs.
@@ -112,11 +113,14 @@ def agrees(rows: Rows, *, by: By = None, p: float = 0.6, recycle: bool = False) 
         raise InputError("agrees needs by, the judge that pairs are held against, such as by: model:reward@*.")
     if not isinstance(recycle, bool):
         raise InputError(f"agrees has recycle = {recycle!r}; expected true or false.")
-    said_of = {said[0].item: said for said in heard(rows.items, by, "agrees").values() if said}
+    said_of = {said[0].item: said for said in heard(rows, by, "agrees").values() if said}
     kept: list[Pair] = []
     dropped: Counter[str] = Counter()
     flipped = 0
     for pair in pairs:
+        if pair.p == 0.5:
+            dropped["ties"] += 1
+            continue
         said = _says(said_of.get(content_id("item", pair.prompt_id, sorted((pair.chosen_id, pair.rejected_id)))), pair)
         if said is None:
             dropped[UNJUDGED] += 1

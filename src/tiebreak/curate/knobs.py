@@ -8,6 +8,10 @@ from typing import TypeGuard
 from tiebreak.records import InputError
 
 
+class Lacking(InputError):
+    """What a step asks for is not in these judgments; nobody can know before they are there."""
+
+
 def is_number(value: object) -> TypeGuard[float]:
     """Whether ``value`` is a finite number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -6,13 +6,15 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from tiebreak.curate.knobs import Lacking
 from tiebreak.curate.marks import EXACT, TELLING, Of, aspects_of, check_of, mean, overall, rated
 from tiebreak.curate.pairing import ABROAD, ALONE, best_first, wins
 from tiebreak.curate.pairs import UNHEARD, UNREADABLE, soft_label
 from tiebreak.curate.scored import UNRATED
-from tiebreak.curate.table import Rows, Step, items_of, pairs_of
+from tiebreak.curate.table import Rows, Step, at_first, pairs_of
 from tiebreak.curate.voices import By, by_prompt, heard, ids_of
 from tiebreak.records import Graded, InputError, Judgment, Pair, content_id
+from tiebreak.registry import nearest
 
 NO_RATINGS = "no ratings"
 """Why an item gives no answer with marks."""
@@ -36,7 +38,7 @@ def ranked_list(rows: Rows, *, grade: Of = "wins", by: By = None) -> Step:
         if grade != "wins" or by is not None:
             raise InputError("ranked_list reads ratings and names of judges off judgments: make it the first step.")
         return _of_pairs(pairs)
-    items = heard(items_of(rows, "ranked_list"), by, "ranked_list")
+    items = heard(at_first(rows, "ranked_list"), by, "ranked_list")
     if grade == "wins":
         compared = soft_label(replace(rows, items=items))
         lists = _of_pairs([row for row in compared.rows if isinstance(row, Pair)])
@@ -54,7 +56,7 @@ def choice_of_n(rows: Rows, *, by: By = None) -> Step:
     """
     lists: list[Graded] = []
     dropped: Counter[str] = Counter()
-    for judgments in heard(items_of(rows, "choice_of_n"), by, "choice_of_n").values():
+    for judgments in heard(at_first(rows, "choice_of_n"), by, "choice_of_n").values():
         telling = [judgment for judgment in judgments if judgment.verdict in TELLING]
         answers = sorted(set(judgments[0].slots)) if judgments else []
         if not telling:
@@ -84,10 +86,9 @@ def attributes(rows: Rows, *, aspects: Sequence[str] | None = None, by: By = Non
     Raises:
         InputError: no ratings, or an aspect that nothing rates.
     """
-    items = heard(items_of(rows, "attributes"), by, "attributes")
+    items = heard(at_first(rows, "attributes"), by, "attributes")
     every = [judgment for judgments in items.values() for judgment in judgments]
-    wanted = aspects_of(every) if aspects is None else [aspects] if isinstance(aspects, str) else list(aspects)
-    check_of(dict.fromkeys(wanted, 1.0), every, "attributes", "aspects")
+    wanted = _wanted(aspects, aspects_of(every))
     found: list[Graded] = []
     for prompt, judgments in by_prompt(every).items():
         for answer, marks in rated(judgments).items():
@@ -178,6 +179,22 @@ def _rates(judgments: Sequence[Judgment], aspects: Sequence[str]) -> bool:
     """Whether any of ``judgments`` gives any answer a rating on one of ``aspects``."""
     marks = rated(judgments)
     return any(of_one.get(aspect) is not None for of_one in marks.values() for aspect in aspects)
+
+
+def _wanted(aspects: object, known: Sequence[str]) -> list[str]:
+    """Return the aspects that are kept of those ``known``."""
+    named = [aspects] if isinstance(aspects, str) else known if aspects is None else aspects
+    if not isinstance(named, list | tuple) or aspects == [] or not all(isinstance(name, str) for name in named):
+        raise InputError(f"attributes has aspects = {aspects!r}; expected the name of an aspect, or a list of them.")
+    if not known:
+        raise Lacking("attributes reads ratings, and no judgment has any; judge with aspects or score first.")
+    for name in named:
+        if name not in known:
+            raise Lacking(
+                f"attributes has the aspect {name!r}, which nothing rates; there are {', '.join(known)}."
+                f"{nearest(name, known)}"
+            )
+    return list(named)
 
 
 def _chose(judgment: Judgment, answer: str) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from math import fsum
 
-from tiebreak.curate.knobs import is_number
+from tiebreak.curate.knobs import Lacking, is_number
 from tiebreak.records import InputError, Judgment
 from tiebreak.registry import nearest
 
@@ -17,6 +17,9 @@ EXACT = 12
 
 TELLING = ("slot", "tie")
 """Verdicts whose ratings may order answers: both-bad prefers nothing, and the others were not readable."""
+
+WAYS = ("mean", "fine_grained")
+"""Ways to one number from all ratings."""
 
 Rated = Mapping[str, Mapping[str, float | None]]
 """By answer and aspect, a rating."""
@@ -63,26 +66,32 @@ def aspects_of(judgments: Iterable[Judgment]) -> list[str]:
     return sorted({str(aspect) for judgment in judgments for aspect in judgment.ratings})
 
 
-def check_of(of: object, judgments: Sequence[Judgment], step: str, knob: str) -> None:
-    """Refuse a way to one number that these judgments cannot go.
+def check_of(of: object, judgments: Sequence[Judgment], step: str, knob: str, *, also: Sequence[str] = ()) -> None:
+    """Refuse a way to one number that these judgments cannot go; ``also`` are words that the step takes besides.
 
     Raises:
         InputError: no ratings at all, an aspect that nothing rates, or a weight that is no number.
     """
+    if not isinstance(of, str | Mapping):
+        raise InputError(f"{step} has {knob} = {of!r}; expected a word, or weights such as {{helpfulness: 1.0}}.")
+    if isinstance(of, Mapping) and not (of and all(map(is_number, of.values())) and any(of.values())):
+        raise InputError(f"{step} has {knob} = {dict(of)!r}; expected a number for each aspect, not all of them 0.")
     known = aspects_of(judgments)
     if not known:
-        raise InputError(f"{step} reads ratings, and no judgment has any; judge with aspects or score first.")
+        near = nearest(of, [*also, *WAYS]) if isinstance(of, str) and of not in WAYS else ""
+        raise Lacking(
+            f"{step} has {knob} = {of!r}, which reads ratings, and no judgment has any; judge with aspects or score "
+            f"first.{near}"
+        )
     named = list(of) if isinstance(of, Mapping) else [of]
-    ways = [] if isinstance(of, Mapping) else ["mean", "fine_grained"]
+    ways = [] if isinstance(of, Mapping) else [*also, *WAYS]
     for name in named:
         if name not in (*ways, *known):
             words = [*ways, *known]
-            raise InputError(
+            raise Lacking(
                 f"{step} has {knob} = {of!r}; expected {', '.join(words)}, or weights such as {{{known[0]}: 1.0}}."
                 f"{nearest(str(name), words)}"
             )
-    if isinstance(of, Mapping) and not (of and all(map(is_number, of.values())) and any(of.values())):
-        raise InputError(f"{step} has {knob} = {dict(of)!r}; expected a number for each aspect, not all of them 0.")
 
 
 def overall(rated: Rated, of: Of) -> dict[str, float] | None:

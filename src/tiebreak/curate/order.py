@@ -79,11 +79,13 @@ def band(rows: Rows, *, keep: int | Sequence[int] = 0) -> Step:
     """Keep the pairs of one band, or of several.
 
     Raises:
-        InputError: no band of that kind of number, or a pair without one.
+        InputError: no number of a band, one that no pair is in, or a pair without a band.
     """
     wanted = check_bands("band", "keep", keep)
     pairs = pairs_of(rows, "band")
     found = bands_of(pairs, "band")
+    if pairs and (empty := sorted(wanted.difference(found))):
+        raise InputError(f"band has keep = {empty[0]}, and the rows have {', '.join(map(str, sorted(set(found))))}.")
     kept = [pair for pair, number in zip(pairs, found, strict=True) if number in wanted]
     others = sorted(Counter(number for number in found if number not in wanted).items())
     return Step(kept, {f"band {number}": count for number, count in others})

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Literal
 
-from tiebreak.curate.table import Rows, Step, items_of
+from tiebreak.curate.table import Rows, Step, at_first
 from tiebreak.curate.voices import By, heard, ids_of
 from tiebreak.judge.verdict import soft_label as verdict_soft_label
 from tiebreak.records import InputError, Judgment, Pair
@@ -33,10 +33,10 @@ def soft_label(
     Raises:
         InputError: an average, a clamp or a judge it does not know, or logits of judgments without probabilities.
     """
-    items = heard(items_of(rows, "soft_label"), by, "soft_label")
     if average not in ("probability", "logit"):
         raise InputError(f"soft_label averages {average!r}; expected probability or logit.")
     bounds = _bounds(clamp)
+    items = heard(at_first(rows, "soft_label"), by, "soft_label")
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
     for judgments in items.values():
@@ -60,7 +60,7 @@ def plurality(rows: Rows, *, by: By = None) -> Step:
     """
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()
-    for judgments in heard(items_of(rows, "plurality"), by, "plurality").values():
+    for judgments in heard(at_first(rows, "plurality"), by, "plurality").values():
         sides = _sides(judgments)
         if isinstance(sides, str):
             dropped[sides] += 1

@@ -81,7 +81,7 @@ def process(rows: Rows, *, supervision: str = "outcome") -> Step:
             f"process has supervision = {supervision!r}; expected {' or '.join(SUPERVISION)}."
             f"{nearest(str(supervision), SUPERVISION)}"
         )
-    graded, known = graded_of(rows, "process"), judgments_of(rows)
+    graded, known = graded_of(rows, "process", "unpair, ranked_list or attributes"), judgments_of(rows)
     responses = words_of(rows, (), (key for row in graded for key in row.response_ids)).responses
     dropped: Counter[str] = Counter()
     found: list[Graded] = []

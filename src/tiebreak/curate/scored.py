@@ -10,7 +10,7 @@ from math import fsum
 from tiebreak.curate.knobs import check_number
 from tiebreak.curate.marks import EXACT, TELLING, Of, check_of, overall, rated, ratings_of
 from tiebreak.curate.pairs import NO_PAIR, UNHEARD, UNREADABLE
-from tiebreak.curate.table import Rows, Step, items_of
+from tiebreak.curate.table import Rows, Step, at_first
 from tiebreak.curate.voices import By, heard, ids_of
 from tiebreak.records import Judgment, Pair
 
@@ -42,7 +42,7 @@ def score_pairs(rows: Rows, *, of: Of = "mean", gap: float = 0.0, agree: bool = 
         InputError: no ratings, an aspect that nothing rates, or a gap below 0.
     """
     bound = check_number("score_pairs", "gap", gap, 0.0)
-    items = heard(items_of(rows, "score_pairs"), by, "score_pairs")
+    items = heard(at_first(rows, "score_pairs"), by, "score_pairs")
     check_of(of, [one for judgments in items.values() for one in judgments], "score_pairs", "of")
     pairs: list[Pair] = []
     dropped: Counter[str] = Counter()

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from tiebreak.curate.knobs import check_count
 from tiebreak.curate.pairs import Average, soft_label
-from tiebreak.curate.table import Rows, Step, items_of
+from tiebreak.curate.table import Rows, Step, at_first
 from tiebreak.curate.voices import By, heard
 from tiebreak.curate.words import Made, Words, judgments_of, pairs_of_one_prompt, words_of_pairs
 from tiebreak.data.drafts import Shot, with_shots
@@ -37,8 +37,9 @@ def by_user(
     Raises:
         InputError: as for ``soft_label``.
     """
+    soft_label(Rows({}), average=average, clamp=clamp)  # refuses knobs that are none, whether or not anybody judged
     said: dict[str, dict[str, list[Judgment]]] = {}
-    for item, judgments in heard(items_of(rows, "by_user"), by, "by_user").items():
+    for item, judgments in heard(at_first(rows, "by_user"), by, "by_user").items():
         for judgment in judgments:
             said.setdefault(judgment.by, {}).setdefault(item, []).append(judgment)
     pairs: list[Pair] = []
@@ -69,6 +70,7 @@ def few_shot_user(
     """
     check_count("few_shot_user", "k", k, 0)
     check_count("few_shot_user", "times", times, 1)
+    check_count("few_shot_user", "seed", seed, 0)
     if group not in GROUPS:
         raise InputError(
             f"few_shot_user has group = {group!r}; expected {' or '.join(GROUPS)}.{nearest(str(group), GROUPS)}"

@@ -28,6 +28,9 @@ DROPS: Mapping[str, Callable[[Sequence[Pair], Texts], list[bool]]] = {
 }
 
 
+_SOME = "ties, conflicts or same_text"
+
+
 def drop(rows: Rows, *, what: str | list[str] = "ties") -> Step:
     """Leave out pairs that teach nothing or too much.
 
@@ -35,18 +38,17 @@ def drop(rows: Rows, *, what: str | list[str] = "ties") -> Step:
     sides, whatever a judge made of it: such a pair has no gradient and spoils every accuracy.
     """
     wanted = [what] if isinstance(what, str) else what
-    if not isinstance(wanted, list):
-        raise InputError(f"drop is given {what!r}; expected {' or '.join(DROPS)}, or a list of them.")
+    if not isinstance(wanted, list) or not wanted:
+        raise InputError(f"drop is given {what!r}; expected {_SOME}, or a list of them.")
     for name in wanted:
-        if name not in DROPS:
-            raise InputError(
-                f"drop does not know {name!r}; it can drop {' and '.join(DROPS)}.{nearest(str(name), DROPS)}"
-            )
+        if not isinstance(name, str) or name not in DROPS:
+            raise InputError(f"drop does not know {name!r}; expected {_SOME}.{nearest(str(name), DROPS)}")
     kept: Sequence[Pair] = pairs_of(rows, "drop")
     dropped: dict[str, int] = {}
     for name in wanted:
         goes = DROPS[name](kept, rows.texts)
-        dropped[name] = dropped.get(name, 0) + sum(goes)
+        reason = name.replace("_", " ")
+        dropped[reason] = dropped.get(reason, 0) + sum(goes)
         kept = [pair for pair, gone in zip(kept, goes, strict=True) if not gone]
     return Step(kept, dropped)
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from math import fsum
 
-from tiebreak.curate.flips import exchange
+from tiebreak.curate.flips import FLIPPED, exchange
 from tiebreak.curate.gaps import NO_GAP, gaps
 from tiebreak.curate.knobs import check_bands, check_count, check_number, is_number
 from tiebreak.curate.marks import EXACT, TELLING, Of, check_of, overall, ratings_of
@@ -16,6 +16,9 @@ from tiebreak.curate.table import Rows, Step, pairs_of
 from tiebreak.curate.voices import By, by_prompt, heard
 from tiebreak.judge.verdict import EDGE
 from tiebreak.records import InputError, Judgment, Pair
+
+SMOOTHED = "labels smoothed"
+"""What :func:`smooth` changes."""
 
 Difference = Callable[[Judgment, Pair], float | None]
 """How much better a judgment finds the chosen side, None where it does not say."""
@@ -42,7 +45,7 @@ def strength(rows: Rows, *, of: Of = "reward", by: By = None, least: int = 1) ->
     """
     check_count("strength", "least", least, 1)
     pairs = pairs_of(rows, "strength")
-    items = heard(rows.items, by, "strength")
+    items = heard(rows, by, "strength")
     every = [judgment for judgments in items.values() for judgment in judgments]
     known = by_prompt(every)
     difference = _difference(of, every)
@@ -78,11 +81,13 @@ def soft_by_strength(rows: Rows, *, eta: float = 1.0) -> Step:
     pairs = pairs_of(rows, "soft_by_strength")
     found = gaps(pairs, "margin", "soft_by_strength")
     kept = []
+    flipped = 0
     for pair, gap in zip(pairs, found, strict=True):
         if gap is not None:
+            flipped += gap < 0
             sure = exchange(pair) if gap < 0 else pair
             kept.append(replace(sure, p=round(1 / (1 + math.exp(-eta * abs(gap))), EXACT), id=""))
-    return Step(kept, {NO_GAP["margin"]: len(pairs) - len(kept)})
+    return Step(kept, {NO_GAP["margin"]: len(pairs) - len(kept)}, changed={FLIPPED: flipped})
 
 
 def smooth(rows: Rows, *, band: int | Sequence[int] = (1, 3), alpha: float = 0.1) -> Step:
@@ -97,13 +102,11 @@ def smooth(rows: Rows, *, band: int | Sequence[int] = (1, 3), alpha: float = 0.1
     share = check_number("smooth", "alpha", alpha, 0.0, 0.5)
     wanted = check_bands("smooth", "band", band)
     pairs = pairs_of(rows, "smooth")
-    return Step(
-        [
-            replace(pair, p=round(pair.p + share * (1 - 2 * pair.p), EXACT), id="") if number in wanted else pair
-            for pair, number in zip(pairs, bands_of(pairs, "smooth"), strict=True)
-        ],
-        {},
-    )
+    kept = [
+        replace(pair, p=round(pair.p + share * (1 - 2 * pair.p), EXACT), id="") if number in wanted else pair
+        for pair, number in zip(pairs, bands_of(pairs, "smooth"), strict=True)
+    ]
+    return Step(kept, {}, changed={SMOOTHED: sum(new.p != old.p for new, old in zip(kept, pairs, strict=True))})
 
 
 def _by_judge(judgments: Sequence[Judgment], pair: Pair, difference: Difference) -> list[float]:
@@ -122,7 +125,7 @@ def _difference(of: Of, judgments: Sequence[Judgment]) -> Difference:
         return _of_rewards
     if of == "logit":
         return _of_logits
-    check_of(of, judgments, "strength", "of")
+    check_of(of, judgments, "strength", "of", also=("reward", "logit"))
 
     def of_ratings(judgment: Judgment, pair: Pair) -> float | None:
         if judgment.verdict not in TELLING:

@@ -7,14 +7,15 @@ The first step derives rows from judgments, the later ones work on rows: pairs, 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tiebreak.curate import rows_of_pairs, rows_of_texts
+from tiebreak.curate.knobs import Lacking
 from tiebreak.records import Graded, InputError, Judgment, Pair, Prompt, Response
-from tiebreak.registry import Row, Table
+from tiebreak.registry import Row, Table, load_object
 
 
 class Texts:
@@ -58,11 +59,19 @@ class Texts:
 
 @dataclass(frozen=True)
 class Rows:
-    """What a step sees: the judgments of each item, the rows derived so far (None before the first step), and texts."""
+    """What a step sees: the judgments of each item, the rows derived so far (None before the first step), and texts.
+
+    ``heard`` are the judgments of everybody by item, for a step that names whom it listens to; ``items`` where missing.
+    """
 
     items: Mapping[str, Sequence[Judgment]]
     rows: Sequence[Pair] | Sequence[Graded] | None = None
     texts: Texts = field(default_factory=Texts)
+    heard: Mapping[str, Sequence[Judgment]] | None = None
+
+    def said(self, by: object) -> Mapping[str, Sequence[Judgment]]:
+        """Return the judgments that a step with this ``by`` chooses among."""
+        return self.items if by is None or self.heard is None else self.heard
 
 
 class Step(NamedTuple):
@@ -105,20 +114,20 @@ Written = str | Mapping[str, Any]
 """A step as a recipe writes it: its name, ``{name: value}`` for its first knob, or ``{name: {knob: value}}``."""
 
 
-def settle(step: Written) -> tuple[str, dict[str, Any]]:
+def settle(step: Written, where: str = "curate") -> tuple[str, dict[str, Any]]:
     """Return a written step's name and all its knobs; what it does not have is refused.
 
     The knobs of a user's own step are the keywords of its function.
 
     Raises:
-        InputError: neither a name nor one name with its knobs, an unknown step or an unknown knob.
+        InputError: neither a name nor one name with its knobs, an unknown step or knob, or no switch where one is.
     """
     if isinstance(step, str):
         name, value = step, None
     elif isinstance(step, Mapping) and len(step) == 1:
         name, value = next(iter(step.items()))
     else:
-        raise InputError(f"A curate step is written as {step!r}; expected a name or one name with its knobs.")
+        raise InputError(f"{where}: a step is written as {step!r}; expected a name or one name with its knobs.")
     row = STEPS[name]
     knobs = row.knobs or _keywords(row)
     if isinstance(value, Mapping):
@@ -128,39 +137,78 @@ def settle(step: Written) -> tuple[str, dict[str, Any]]:
     elif knobs:
         given = {next(iter(knobs)): value}
     else:
-        raise InputError(f"curate: {name!r} has no knobs; write it as {name} alone.")
-    return name, replace(row, knobs=knobs).settle(given, where=f"curate: {name}")
+        raise InputError(f"{where}: {name!r} has no knobs; write it as {name} alone.")
+    for knob, value in given.items():
+        if isinstance(knobs.get(knob), bool) and not isinstance(value, bool):
+            raise InputError(f"{where}: {name} has {knob} = {value!r}; expected true or false.")
+    return name, replace(row, knobs=knobs).settle(given, where=where)
+
+
+def _code(row: Row) -> Callable[..., Step]:
+    """Return the code of a step; a message about a user's own names it once."""
+    loaded: Callable[..., Step] = load_object(row.target, what="The curate step")
+    return loaded
 
 
 def _keywords(row: Row) -> dict[str, Any]:
-    named = inspect.signature(row.load()).parameters.values()
+    named = inspect.signature(_code(row)).parameters.values()
     return {p.name: None if p.default is p.empty else p.default for p in named if p.kind is p.KEYWORD_ONLY}
 
 
-def curate(judgments: Sequence[Judgment], steps: Sequence[Written], texts: Texts | None = None) -> Done:
+def check(steps: Sequence[Written], where: str = "curate") -> None:
+    """Refuse a list of steps that cannot run on any judgments, before there are some.
+
+    Each of this room's own steps is carried out on nothing, so that it says itself what is wrong with its knobs and its
+    place. What only judgments can tell, such as an aspect that nobody rated, and a user's own step wait for them.
+
+    Raises:
+        InputError: no steps, or one that is unknown, has a wrong knob, or stands first or later and should not.
+    """
+    if not steps:
+        raise InputError(
+            f"{where} has no steps; write a list such as [soft_label, drop: ties]. It begins with "
+            "soft_label, plurality, score_pairs or ranked_list, which make rows of judgments."
+        )
+    for number, written in enumerate(steps):
+        name, knobs = settle(written, where)
+        if (row := STEPS[name]).knobs is None:
+            continue
+        try:
+            _code(row)(Rows({}, [] if number else None), **knobs)
+        except Lacking:
+            continue
+
+
+def curate(
+    judgments: Sequence[Judgment],
+    steps: Sequence[Written],
+    texts: Texts | None = None,
+    *,
+    others: Sequence[Judgment] = (),
+) -> Done:
     """Run ``steps`` over ``judgments``.
 
-    A judgment that another one revises gives way to it. ``texts`` knows the words, for steps that read them.
+    A judgment that another one revises gives way to it. ``texts`` knows the words, for steps that read them. Steps that
+    name whom they listen to, by ``by``, choose among ``others`` as well.
 
     Raises:
         InputError: no judgments, no steps, or a first step that does not derive rows.
     """
-    if not judgments:
+    everything = {judgment.id: judgment for judgment in (*judgments, *others)}
+    if not everything:
         raise InputError("There are no judgments to curate; import or judge some first.")
-    if not steps:
-        raise InputError("curate has no steps; begin with soft_label or plurality, which derive pairs from judgments.")
+    check(steps)
     settled = [settle(written) for written in steps]
-    revised = {judgment.revises for judgment in judgments if judgment.revises}
-    items: dict[str, list[Judgment]] = {}
-    for judgment in judgments:
-        if judgment.id not in revised:
-            items.setdefault(judgment.item, []).append(judgment)
-    rows = Rows(items, texts=texts or Texts())
+    revised = {judgment.revises for judgment in everything.values() if judgment.revises}
+    items = _by_item(judgment for judgment in judgments if judgment.id not in revised)
+    heard = _by_item(judgment for judgment in everything.values() if judgment.id not in revised) if others else None
+    rows = Rows(items, texts=texts or Texts(), heard=heard)
     funnel: list[Stage] = []
     made: list[Prompt | Response] = []
     for name, knobs in settled:
-        count, unit = (len(items), "items") if rows.rows is None else (len(rows.rows), unit_of(rows.rows))
-        done: Step = STEPS[name].load()(rows, **knobs)
+        looked = rows.said(knobs.get("by"))
+        count, unit = (len(looked), "items") if rows.rows is None else (len(rows.rows), unit_of(rows.rows))
+        done = _code(STEPS[name])(rows, **knobs)
         rows.texts.add(done.made)
         made += done.made
         dropped = {reason: number for reason, number in done.dropped.items() if number}
@@ -168,6 +216,13 @@ def curate(judgments: Sequence[Judgment], steps: Sequence[Written], texts: Texts
         funnel.append(Stage(name, unit, count, len(done.rows), dropped, changed, unit_of(done.rows)))
         rows = replace(rows, rows=done.rows)
     return Done(list(rows.rows or []), funnel, made)  # type: ignore[arg-type]
+
+
+def _by_item(judgments: Iterable[Judgment]) -> dict[str, list[Judgment]]:
+    items: dict[str, list[Judgment]] = {}
+    for judgment in judgments:
+        items.setdefault(judgment.item, []).append(judgment)
+    return items
 
 
 def unit_of(rows: Sequence[Pair] | Sequence[Graded]) -> str:
@@ -187,16 +242,16 @@ def pairs_of(rows: Rows, step: str) -> Sequence[Pair]:
     return pairs
 
 
-def graded_of(rows: Rows, step: str) -> Sequence[Graded]:
-    """Return the graded rows a later step works on; without any, an InputError says what makes them."""
+def graded_of(rows: Rows, step: str, made_by: str = "ranked_list or attributes") -> Sequence[Graded]:
+    """Return the graded rows a later step works on; without any, an InputError says which steps make them."""
     graded = [row for row in rows.rows or () if isinstance(row, Graded)]
     if not graded and (rows.rows is None or rows.rows):
-        raise InputError(f"The curate step {step!r} works on graded answers; put ranked_list or attributes before it.")
+        raise InputError(f"The curate step {step!r} works on graded answers; put {made_by} before it.")
     return graded
 
 
-def items_of(rows: Rows, step: str) -> Mapping[str, Sequence[Judgment]]:
-    """Return the judgments a first step works on; after another step it would undo what that one did."""
+def at_first(rows: Rows, step: str) -> Rows:
+    """Return what a first step works on; after another step it would undo what that one did."""
     if rows.rows is not None:
         raise InputError(f"The curate step {step!r} derives rows from judgments, so it has to be the first one.")
-    return rows.items
+    return rows

@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import TypeGuard
 
+from tiebreak.curate.knobs import Lacking
+from tiebreak.curate.table import Rows
 from tiebreak.records import InputError, Judgment
 from tiebreak.registry import nearest
 
@@ -13,12 +15,15 @@ By = str | Sequence[str] | None
 """Names of judges as judgments record them, such as ``human:ann`` or ``model:*`` with a star; None is everybody."""
 
 
-def heard(items: Mapping[str, Sequence[Judgment]], by: By, step: str) -> Mapping[str, Sequence[Judgment]]:
+def heard(rows: Rows, by: By, step: str) -> Mapping[str, Sequence[Judgment]]:
     """Return of each item the judgments of those whom ``by`` names; an item that they left out has none.
+
+    Whoever is named may be anybody of whom judgments are known; without a name, those speak that this is about.
 
     Raises:
         InputError: ``by`` is no name nor a list of names, or nobody has one of them.
     """
+    items = rows.said(by)
     if by is None:
         return items
     named = [by] if isinstance(by, str) else by
@@ -27,7 +32,7 @@ def heard(items: Mapping[str, Sequence[Judgment]], by: By, step: str) -> Mapping
     judges = sorted({judgment.by for judgments in items.values() for judgment in judgments})
     for name in named:
         if not any(fnmatchcase(judge, name) for judge in judges):
-            raise InputError(f"{step}: no judgment is by {name!r}; there are {_some(judges)}.{nearest(name, judges)}")
+            raise Lacking(f"{step}: no judgment is by {name!r}; there are {_some(judges)}.{nearest(name, judges)}")
     wanted = {judge for judge in judges if any(fnmatchcase(judge, name) for name in named)}
     return {key: [one for one in judgments if one.by in wanted] for key, judgments in items.items()}
 

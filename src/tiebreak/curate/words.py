@@ -50,8 +50,8 @@ def pairs_of_one_prompt(rows: Rows, step: str) -> Sequence[Pair]:
 
 
 def judgments_of(rows: Rows) -> dict[str, Judgment]:
-    """Return all judgments by id."""
-    return {judgment.id: judgment for judgments in rows.items.values() for judgment in judgments}
+    """Return all judgments by id, those of everybody."""
+    return {one.id: one for known in (rows.heard or {}, rows.items) for judgments in known.values() for one in judgments}
 
 
 class Made:

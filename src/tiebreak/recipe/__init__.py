@@ -12,6 +12,7 @@ from tiebreak.recipe.reading import (
     rewards_of,
     rollout_of,
     row_knobs,
+    rows_of,
     voices_of,
 )
 from tiebreak.recipe.sections import (
@@ -61,5 +62,6 @@ __all__ = [
     "rewards_of",
     "rollout_of",
     "row_knobs",
+    "rows_of",
     "voices_of",
 ]

@@ -18,7 +18,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from tiebreak.audit.table import CHECKS
-from tiebreak.curate.table import settle
+from tiebreak.curate.table import STEPS
+from tiebreak.curate.table import check as check_steps
 from tiebreak.data.formats import FORMATS
 from tiebreak.judge.rule import RULES
 from tiebreak.judge.table import JUDGES
@@ -75,6 +76,8 @@ def read_yaml(path: str | Path) -> dict[str, Any]:
         raise InputError(f"{file} is a folder; pass the path of a recipe, a YAML file.")
     if not file.is_file():
         near = nearest(file.name, [p.name for p in file.parent.glob("*.yaml")]) if file.parent.is_dir() else ""
+        if not near and not file.suffix and str(file) == file.name:  # a bare word may be a curate step
+            near = nearest(file.name, [row.name for row in STEPS]).replace("mean ", "mean the curate step ")
         raise InputError(f"There is no recipe {file}; pass the path of a YAML file.{near}")
     try:
         raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)
@@ -187,8 +190,7 @@ def _check_names(recipe: Recipe) -> None:
         expanded(recipe.ledger, "ledger")
     for check in (recipe.audit.checks or ()) if recipe.audit else ():
         CHECKS[check]
-    for step in (step for steps in recipe.curations.values() for step in steps):
-        settle(step)
+    _check_curate(recipe)
     _check_curated(recipe)
     if recipe.sample and recipe.sample.reward is not None:
         check_terms(rewards_of(recipe.sample, recipe.train), where="sample.reward")
@@ -203,19 +205,44 @@ def _check_names(recipe: Recipe) -> None:
         RULES[recipe.evaluate.truth]
 
 
+def _check_curate(recipe: Recipe) -> None:
+    """Refuse lists of curate steps that cannot run; where there are several, say which."""
+    if recipe.curate is not None and not recipe.curations:
+        check_steps([])
+    for name, steps in recipe.curations.items():
+        where = f"curate.{name}" if len(recipe.curations) > 1 else "curate"
+        try:
+            check_steps(steps, where)
+        except InputError as error:
+            if where == "curate" or str(error).startswith(where):
+                raise
+            raise InputError(f"{where}: {error}") from error
+
+
+def rows_of(stage: Stage) -> str:
+    """Return what a stage trains on: its own word, prompts online, references for sft and pairs for the rest."""
+    if loop_of(stage.method) != "offline":
+        return "prompts"
+    return stage.rows or ("references" if stage.method == "sft" else "pairs")
+
+
 def _check_curated(recipe: Recipe) -> None:
-    """Refuse a stage or an export of rows that no list of curate steps makes."""
+    """Refuse a stage, a test or an export of rows that no list of curate steps makes."""
+    if recipe.curate is None:
+        return
     named = {
-        f"train.{name}": stage.curated for name, stage in recipe.train.items() if loop_of(stage.method) == "offline"
+        f"train.{name}.curated": stage.curated
+        for name, stage in recipe.train.items()
+        if rows_of(stage) in ("pairs", "chosen") or stage.curated != "pairs"
     }
     if recipe.export:
-        named["export"] = recipe.export.curated
+        named["export.curated"] = recipe.export.curated
+    lists = ", ".join(recipe.curations)
     for where, curated in named.items():
-        if recipe.curate is not None and curated not in recipe.curations and (where == "export" or curated != "pairs"):
-            raise InputError(
-                f"{where}.curated is {curated!r}, and curate has {', '.join(recipe.curations)}."
-                f"{nearest(curated, recipe.curations)}"
-            )
+        if curated not in recipe.curations:
+            raise InputError(f"{where} is {curated!r}, and curate has {lists}.{nearest(curated, recipe.curations)}")
+    if recipe.evaluate and recipe.evaluate.reward and "pairs" not in recipe.curations:
+        raise InputError(f"evaluate.reward tests on the list pairs, and curate has {lists}; call one of them pairs.")
 
 
 OF_ROWS = frozenset({"rows", "loss_on", "batch_tokens", "curated", "band"})

@@ -356,11 +356,13 @@ class Recipe(Section):
             raise ValueError("expected a name, or a path with a slash such as ./here")
         return project
 
-    @field_validator("curate")
+    @field_validator("curate", mode="before")
     @classmethod
     def _files(cls, curate: Any) -> Any:
+        if isinstance(curate, str):
+            raise ValueError(f"expected a list of steps, such as [{curate}]")
         for name in curate if isinstance(curate, dict) else ():
-            if not NAME.fullmatch(name):
+            if not NAME.fullmatch(str(name)):
                 raise ValueError(f"{name!r} names a file; expected letters, digits, - and _")
         return curate
 

@@ -25,11 +25,20 @@ def shown_numbers(shown: Mapping[str, float]) -> str:
 def counted(manifest: Mapping[str, Any]) -> str:
     """Write a manifest's counts and what was dropped in one line."""
     parts = [
-        f"{value:,} {name}" if isinstance(value, int) else f"{name} {value:g}"
+        f"{value:,} {_named(name, value)}" if isinstance(value, int) else f"{name} {value:g}"
         for name, value in manifest["counts"].items()
     ]
     parts += [f"dropped {count:,} ({reason})" for reason, count in manifest["dropped"].items() if count]
     return ", ".join(parts)
+
+
+def _named(name: str, value: int) -> str:
+    """Write what was counted, ``pairs`` or, of one of several lists, ``answers: pairs``; of one thing in the singular."""
+    where, _, what = name.rpartition(": ")
+    first, *rest = what.split(" ")
+    if value == 1 and first.endswith("s") and not first.endswith("ss"):
+        first = first[:-1]
+    return " ".join([first, *rest, *(["in", where] if where else [])])
 
 
 class Rate:

@@ -60,6 +60,13 @@ class Job:
         stages = [stage for stage in JUDGING if stage in self.before] or ["import"]
         return self.ledger.judgments([name for stage in stages for name in self.set_of(stage, "judgments")])
 
+    def others(self) -> list[Judgment]:
+        """Return what else was said in this run, imported or by the jurors of a panel, for who asks for it by name."""
+        if not any(stage in self.before for stage in JUDGING):
+            return []
+        ids = self.set_of("import", "judgments") if "import" in self.before else []
+        return self.ledger.judgments(ids + (self.set_of("judge", "jurors") if "judge" in self.before else []))
+
     def model(self, named: str) -> tuple[str, Path | str]:
         """Return the name and place of a model that is a training stage, a folder or a hub name."""
         return Path(named).name, place_of(self.recipe, named)

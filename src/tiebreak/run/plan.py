@@ -13,6 +13,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from tiebreak.recipe import Judge, Recipe, Stage, resolved, reward_models, voices_of
+from tiebreak.recipe import rows_of as rows_of
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
 from tiebreak.train.methods import loop_of
@@ -137,13 +138,6 @@ def _train_needs(recipe: Recipe, name: str, stage: Stage) -> list[str]:
         return ["import", "curate" if rows_of(stage) in ("pairs", "chosen") else "import", *start, *drawn]
     asked = [one for one in (*reward_models(stage, recipe.train), stage.value) if one and one != "shared"]
     return ["import", *start, *(need for one in asked for need in _model(recipe, one, f"train.{name}.reward"))]
-
-
-def rows_of(stage: Stage) -> str:
-    """Return what a stage trains on: its own word, prompts online, references for sft and pairs for the rest."""
-    if loop_of(stage.method) != "offline":
-        return "prompts"
-    return stage.rows or ("references" if stage.method == "sft" else "pairs")
 
 
 def _evaluate_needs(recipe: Recipe, judged: list[str]) -> list[str]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tiebreak.audit.run import audit as run_audit
-from tiebreak.curate.table import Texts
+from tiebreak.curate.table import Texts, unit_of
 from tiebreak.curate.table import curate as run_curate
 from tiebreak.data.formats import FORMATS
 from tiebreak.data.importing import import_records
@@ -288,12 +288,13 @@ def audit(job: Job) -> Made:
 def curate(job: Job) -> Made:
     """Derive training rows from the judgments, by each list of steps."""
     judgments, texts = job.judgments(), Texts(job.ledger.prompts, job.ledger.responses)
-    counts: dict[str, int | float] = {"judgments": len(judgments)}
+    others = job.others()
+    counts: Counter[str] = Counter({"judgments": len(judgments)})
     dropped: Counter[str] = Counter()
     funnel: list[dict[str, Any]] = []
     lists = job.recipe.curations
     for name, steps in lists.items():
-        done = run_curate(judgments, steps, texts)
+        done = run_curate(judgments, steps, texts, others=others)
         job.ledger.add_prompts(one for one in done.made if isinstance(one, Prompt))
         job.ledger.add_responses(one for one in done.made if isinstance(one, Response))
         write_rows(job.home / f"{name}.jsonl", done.rows)
@@ -301,12 +302,12 @@ def curate(job: Job) -> Made:
         funnel += [{**stage._asdict(), "step": before + stage.step} for stage in done.funnel]
         for stage in done.funnel:
             dropped.update({before + reason: count for reason, count in stage.dropped.items()})
-            counts |= {f"{before}{what} by {stage.step}": count for what, count in stage.changed.items()}
-        counts |= {name: len(done.rows)}
+            counts.update({f"{before}{what} by {stage.step}": count for what, count in stage.changed.items()})
+        counts[before + unit_of(done.rows)] = len(done.rows)
         if ties := sum(isinstance(row, Pair) and row.p == 0.5 for row in done.rows):
-            counts |= {f"{before}ties kept": ties}
+            counts[f"{before}ties kept"] = ties
     write_json(job.home / "funnel.json", funnel)
-    return Made(counts, dict(dropped))
+    return Made(dict(counts), dict(dropped))
 
 
 def export(job: Job) -> Made:
