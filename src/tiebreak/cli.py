@@ -162,10 +162,6 @@ for _section in VERBS:
     app.command(_section, cls=_Verb)(_verb(_section))
 
 
-TOLD = {"formula": "formula", "when to use it": "use", "paper": "paper"}
-"""What `ls` also says of a table whose rows say it: heading -> field."""
-
-
 @app.command("ls")
 def ls_command(
     table: Annotated[str | None, typer.Argument(help=f"One of {', '.join(TABLES)}; all when missing.")] = None,
@@ -173,6 +169,7 @@ def ls_command(
 ) -> None:
     """List everything that has a name: formats, judges, rules, checks, curate steps, objectives."""
     from tiebreak.registry import load_object, nearest
+    from tiebreak.run.listing import as_objects, show
 
     if table is not None and table not in TABLES:
         raise InputError(f"There is no table {table!r}; there are {', '.join(TABLES)}.{nearest(table, TABLES)}")
@@ -180,25 +177,9 @@ def ls_command(
         name: list(load_object(":".join(place), what=name)) for name, place in TABLES.items() if table in (None, name)
     }
     if as_json:
-        told = ("name", "does", "knobs", "paper", "formula", "use")
-        _print_json({name: [{key: getattr(row, key) for key in told} for row in rows] for name, rows in found.items()})
-        return
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
-    console = Console()
-    for name, rows_of in found.items():
-        headings = {"name": "name", "what it does": "does"}
-        headings |= {said: key for said, key in TOLD.items() if any(getattr(row, key) for row in rows_of)}
-        shown = Table(title=name, title_justify="left", title_style="bold", box=None, padding=(0, 2, 1, 0))
-        for heading in (*headings, "knobs"):
-            shown.add_column(heading, style="cyan" if heading == "name" else "", overflow="fold")
-        for row in rows_of:
-            knobs = ", ".join(f"{k}={v}" for k, v in row.settle({}, where=name).items() if v != "")
-            shown.add_row(*(escape(str(getattr(row, key))) for key in headings.values()), escape(knobs))
-        console.print(shown)
-        console.print()
+        _print_json(as_objects(found))
+    else:
+        show(found)
 
 
 @app.command("doctor")

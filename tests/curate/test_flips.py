@@ -103,6 +103,14 @@ def test_another_judge_keeps_drops_or_turns_a_pair() -> None:
     assert "the judge disagrees" not in turned.dropped
 
 
+def test_a_tie_has_no_side_to_agree_with_whatever_its_ids_are() -> None:
+    judgments = [said(p, prompt_id=prompt, by="model:gold@1") for prompt, p in (("p", 0.9), ("q", 0.1))]
+    rows = judged(*judgments, rows=[chosen(prompt=prompt, p=0.5) for prompt in "pqr"])
+    for recycle in (False, True):
+        done = agrees(rows, by="model:*", recycle=recycle)
+        assert (done.rows, done.dropped, done.changed) == ([], {"ties": 3}, {"sides exchanged": 0})
+
+
 def test_planted_wrong_labels_are_recycled_by_a_judge_that_knows() -> None:
     right = [chosen(f"x{i}", f"y{i}", prompt=f"p{i}") for i in range(200)]
     knows = [said(0.95, slots=(f"x{i}", f"y{i}"), prompt_id=f"p{i}", by="model:gold@1") for i in range(200)]

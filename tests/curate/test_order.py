@@ -73,7 +73,8 @@ def test_every_pair_is_in_one_band_and_ties_are_told_apart_by_id(
         assert len(done.rows) + done.dropped["no margin"] == len(pairs)
         assert done.dropped["no margin"] == margins.count(None)
         assert {pair.id for pair in done.rows} == {pair.id for pair in pairs if pair.margin is not None}
-        by_band = [band(Rows({}, done.rows), keep=number).rows for number in range(5)]
+        there = {pair.band for pair in done.rows}
+        by_band = [band(Rows({}, done.rows), keep=number).rows for number in there]
         assert sum(map(len, by_band)) == len(done.rows)
 
 
@@ -83,6 +84,10 @@ def test_one_band_is_kept_and_the_others_are_counted() -> None:
     assert done.rows == pairs[1:3]
     assert done.dropped == {"band 0": 1, "band 2": 1, "band 4": 1}
     assert band(Rows({}, pairs), keep=[0, 4]).rows == [pairs[0], pairs[4]]
+    assert band(Rows({}, []), keep=7).rows == []
+    for keep in (7, [0, 7]):
+        with pytest.raises(InputError, match=r"band has keep = 7, and the rows have 0, 1, 2, 4\.$"):
+            band(Rows({}, pairs), keep=keep)
 
 
 def test_a_gap_below_the_bound_goes_and_so_does_a_pair_without_one() -> None:
@@ -119,7 +124,7 @@ def test_a_pair_with_the_same_text_on_both_sides_can_be_dropped() -> None:
     pairs = [chosen("a", "b"), chosen("a", "c"), chosen("c", "b", p=0.5)]
     done = drop(Rows({}, pairs, texts), what=["same_text", "ties"])
     assert done.rows == pairs[1:2]
-    assert done.dropped == {"same_text": 1, "ties": 1}
+    assert done.dropped == {"same text": 1, "ties": 1}
 
 
 def test_the_first_lists_by_id_are_kept_too() -> None:

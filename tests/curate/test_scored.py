@@ -97,7 +97,7 @@ def test_the_ratings_of_named_judges_count() -> None:
 @pytest.mark.parametrize(
     ("judgments", "knobs", "words"),
     [
-        ([said(0.9)], {}, "score_pairs reads ratings, and no judgment has any"),
+        ([said(0.9)], {}, "score_pairs has of = 'mean', which reads ratings, and no judgment has any"),
         ([BOTH], {"of": "helpfull"}, "of = 'helpfull'; expected mean, fine_grained, helpful, true.*'helpful'"),
         ([BOTH], {"of": {"helpful": 0}}, "expected a number for each aspect, not all of them 0"),
         ([BOTH], {"of": {"quality": 1}}, "'quality'"),

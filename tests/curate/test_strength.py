@@ -67,6 +67,12 @@ def test_labels_come_from_people_and_strengths_from_models() -> None:
     assert pair.judgment_ids == (judgments[0].id,)
 
 
+def test_a_rating_is_named_as_it_is_or_the_nearest_word_is_told() -> None:
+    for of in ("rewards", "mm"):
+        with pytest.raises(InputError, match=f"of = '{of}'; expected reward, logit, mean, fine_grained, m, or weights"):
+            one(marked({"m": [4, 1]}), of=of)
+
+
 def test_a_pair_that_too_few_judged_is_dropped_and_counted() -> None:
     judgments = [rewarded(1.0, 0.0, judge="x"), rewarded(1.0, 0.0, judge="y"), rewarded(1.0, 0.0, prompt_id="q")]
     pairs = [chosen(), chosen(prompt="q"), chosen(prompt="r")]
@@ -80,7 +86,8 @@ def test_a_pair_that_too_few_judged_is_dropped_and_counted() -> None:
     ("knobs", "words"),
     [
         ({}, "strength reads 'reward', and no judgment of these pairs gives it"),
-        ({"of": "mean"}, "strength reads ratings, and no judgment has any"),
+        ({"of": "mean"}, "strength has of = 'mean', which reads ratings, and no judgment has any"),
+        ({"of": "rewards"}, "of = 'rewards'.*Did you mean 'reward'"),
         ({"by": "human:*"}, "no judgment is by 'human:\\*'"),
         ({"least": 0}, "least = 0; expected a whole number of at least 1"),
     ],
@@ -97,6 +104,7 @@ def test_a_label_is_as_sure_as_its_margin() -> None:
     assert sides(done.rows) == [("a", "b"), ("b", "a"), ("a", "b")]
     assert [(pair.margin, pair.flipped) for pair in done.rows] == [(2.0, False), (1.0, True), (0.0, False)]
     assert done.dropped == {"no margin": 1}
+    assert done.changed == {"sides exchanged": 1}
     assert soft_by_strength(Rows({}, [chosen(margin=1e4)])).rows[0].p == 1.0
 
 
@@ -105,6 +113,7 @@ def test_smoothing_takes_from_named_bands_alone() -> None:
     smoothed = smooth(Rows({}, pairs), band=[1, 2, 3], alpha=0.2).rows
     assert [pair.p for pair in smoothed] == pytest.approx([1.0, 0.8, 0.68, 0.5])
     assert smoothed[0] == pairs[0]
+    assert smooth(Rows({}, pairs), band=[1, 2, 3]).changed == {"labels smoothed": 2}
     assert smooth(Rows({}, pairs), alpha=0.0).rows == pairs
     assert {pair.p for pair in smooth(Rows({}, pairs), band=[0, 1, 2, 3], alpha=0.5).rows} == {0.5}
     for knobs, words in (({"alpha": 0.6}, "alpha = 0.6"), ({"band": "low"}, "band = 'low'")):

@@ -126,6 +126,23 @@ SFT = {"method": "sft", "model": "m"}
         ({"curate": ["sof_label"]}, [], "Did you mean 'soft_label'?"),
         ({"curate": [{"soft_label": {"averge": 1}}]}, [], "Did you mean 'average'?"),
         ({"curate": {"soft_label": {}}}, [], "curate is {'soft_label': {}}; expected a list"),
+        ({"curate": "soft_label"}, [], "curate is 'soft_label'; expected a list of steps, such as [soft_label]."),
+        ({"curate": {}}, [], "curate has no steps; write a list such as [soft_label, drop: ties]. It begins with"),
+        ({"curate": []}, [], "curate has no steps"),
+        ({"curate": {"a": ["soft_label"], "b": []}}, [], "curate.b has no steps"),
+        ({"curate": {"a": ["plurality"], "b": ["soft_labl"]}}, [], "curate.b: There is no curate step"),
+        ({"curate": {"a": ["plurality"], "b": ["drop"]}}, [], "curate.b: The curate step 'drop' has no pairs yet"),
+        ({"curate": {"a": ["plurality"], "b": [{"plurality": {"x": 1}}]}}, [], "curate.b: 'plurality' has no knob 'x'"),
+        (
+            {"curate": ["soft_label", "plurality"]},
+            [],
+            "'plurality' derives rows from judgments, so it has to be",
+        ),
+        ({"curate": ["ranked_list", {"first": "x"}]}, [], "first has n = 'x'; expected a whole number of at least 1."),
+        ({"curate": ["soft_label", {"unpair": "no"}]}, [], "curate: unpair has soft = 'no'; expected true or false."),
+        ({"curate": [{"by_user": "median"}]}, [], "'median'; expected probability or logit"),
+        ({"curate": ["soft_label", {"drop": ["ties", "same_tex"]}]}, [], "same_text. Did you mean 'same_text'?"),
+        ({"curate": [{"nowhere:step": 2}]}, [], "The curate step 'nowhere:step' cannot be loaded: there is no module"),
         ({"train": [1]}, [], "train is [1]; expected keys with values"),
         ({"train": {"sft": {**SFT, "epohs": 2}}}, [], "Did you mean 'epochs'?"),
         ({"train": {"sft": {**SFT, "method": "sfft"}}}, [], "Did you mean 'sft'?"),
@@ -161,6 +178,46 @@ def test_a_mistake_is_one_sentence_that_says_where(raw: dict[str, Any], settings
 
 
 @pytest.mark.parametrize(
+    "steps",
+    [
+        [{"soft_label": {"by": "human:*"}}, {"strength": {"of": "helpful", "by": ["model:*"]}}, {"flip": "negative"}],
+        [{"score_pairs": {"of": {"helpful": 0.5, "honest": -1}}}, {"agrees": {"by": "model:*"}}, {"flip": [0, 2]}],
+        [{"attributes": ["helpful", "honest"]}, {"process": "first_error"}],
+        [{"model_contrast": {"chosen": "a@1", "rejected": "b@1"}}, "ranked_list", "all_pairs", {"band": [0, 7]}],
+        [{"structured_mismatch": {"fields": ["state"], "teacher": "a@1"}}],
+    ],
+)
+def test_what_only_judgments_can_tell_waits_for_them(steps: list[Any]) -> None:
+    assert build(curate=steps).curate == steps
+
+
+PAIRS = {"method": "dpo", "model": "m"}
+ONE = {"answers": ["soft_label", "unpair"]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({"train": {"x": PAIRS}}, "train.x.curated is 'pairs', and curate has answers."),
+        ({"train": {"x": {**PAIRS, "curated": "answer"}}}, "'answer', and curate has answers. Did you mean 'answers'?"),
+        ({"train": {"x": {**SFT, "rows": "chosen"}}}, "train.x.curated is 'pairs', and curate has answers."),
+        ({"train": {"x": {**SFT, "curated": "no"}}}, "train.x.curated is 'no', and curate has answers."),
+        ({"export": {}}, "export.curated is 'pairs', and curate has answers."),
+        ({"evaluate": {"reward": "m"}}, "evaluate.reward tests on the list pairs, and curate has answers; call one"),
+        ({"train": {"x": {**PAIRS, "curated": "answers"}}}, ""),
+        ({"train": {"x": SFT}}, ""),
+        ({"train": {"x": {"method": "ppo", "model": "m", "reward": {"length": {"most": 9}}}}}, ""),
+    ],
+)
+def test_rows_that_no_list_makes_are_missed_at_the_door(raw: dict[str, Any], said: str) -> None:
+    if said:
+        assert said in mistake(curate=ONE, **raw)
+    else:
+        assert build(curate=ONE, **raw).curate == ONE
+    assert build(**raw, curate={**ONE, "pairs": ["soft_label"], "answer": ["plurality"], "no": ["plurality"]}).curate
+
+
+@pytest.mark.parametrize(
     ("content", "said"),
     [
         (b"- a\n- b\n", "holds a list; expected sections"),
@@ -190,6 +247,25 @@ def test_a_missing_recipe_offers_the_nearest(tmp_path: Path) -> None:
         load_recipe(tmp_path / "tinny.yaml")
     with pytest.raises(InputError, match="is a folder"):
         load_recipe(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "said"),
+    [
+        ("soft_labl", "Did you mean the curate step 'soft_label'?"),
+        ("soft_labl.yml", "pass the path of a YAML file. Did you mean 'tiny.yaml'?"),
+        ("x/soft_labl", "pass the path of a YAML file."),
+        ("tiny", "Did you mean 'tiny.yaml'?"),
+    ],
+)
+def test_a_bare_word_may_have_meant_a_curate_step(
+    word: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("tiny.yaml").write_text("seed: 1")
+    with pytest.raises(InputError) as caught:
+        load_recipe(word)
+    assert str(caught.value).endswith(said)
 
 
 def test_a_project_is_a_name_or_a_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,7 +51,9 @@ def pairs_of_one_prompt(rows: Rows, step: str) -> Sequence[Pair]:
 
 def judgments_of(rows: Rows) -> dict[str, Judgment]:
     """Return all judgments by id, those of everybody."""
-    return {one.id: one for known in (rows.heard or {}, rows.items) for judgments in known.values() for one in judgments}
+    return {
+        one.id: one for known in (rows.heard or {}, rows.items) for judgments in known.values() for one in judgments
+    }
 
 
 class Made:

@@ -33,7 +33,7 @@ def counted(manifest: Mapping[str, Any]) -> str:
 
 
 def _named(name: str, value: int) -> str:
-    """Write what was counted, ``pairs`` or, of one of several lists, ``answers: pairs``; of one thing in the singular."""
+    """Write what was counted: one thing in the singular, and ``answers: ties kept`` as ties kept in answers."""
     where, _, what = name.rpartition(": ")
     first, *rest = what.split(" ")
     if value == 1 and first.endswith("s") and not first.endswith("ss"):

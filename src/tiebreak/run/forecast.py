@@ -6,14 +6,15 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
-from math import ceil, comb
+from math import ceil, comb, prod
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+from tiebreak.curate.table import settle
 from tiebreak.data.table import Entry
 from tiebreak.judge.table import JUDGES
-from tiebreak.recipe import Judge, Recipe, pace_of, reference_of, rollout_of, row_knobs, voices_of
+from tiebreak.recipe import Judge, Recipe, Stage, pace_of, reference_of, rollout_of, row_knobs, voices_of
 from tiebreak.records import InputError, Prompt
 from tiebreak.run.folder import StageFolder
 from tiebreak.run.plan import plan, rows_of
@@ -21,6 +22,7 @@ from tiebreak.run.run import stage_key
 from tiebreak.run.stages import read_entries, split
 from tiebreak.train.footprint import estimate
 from tiebreak.train.methods import loop_of
+from tiebreak.train.objectives.presets import HEADS
 
 WORDS_PER_TOKEN = 0.75
 """English prose under common tokenizers; a forecast needs no better."""
@@ -102,6 +104,7 @@ def _training(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> dict[str, A
     kind, pace = rows_of(stage), pace_of(stage)
     sizes = {"pairs": _pairs(recipe, rows), "prompts": rows["sets"].get(stage.prompts, rows["prompts"])}
     most = sizes[kind] if kind in sizes else rows.get(kind, {}).get("train", 0)
+    most *= _grows(recipe, stage) if kind == "pairs" else 1
     most = min(most, stage.limit or most)
     steps = stage.steps or (max(1, round(ceil(most / pace["batch"]) * pace["epochs"])) if most else 0)
     found = {"rows_at_most": most, "steps_at_most": steps, "memory_gib": _memory(recipe, name, rows)}
@@ -110,6 +113,22 @@ def _training(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> dict[str, A
     elif loop_of(stage.method) == "rounds":
         found["answers"] = stage.knobs.get("rounds", 3) * most * rollout_of(stage)["n"]
     return found
+
+
+GROWS: Mapping[str, Callable[[Mapping[str, Any]], int]] = {
+    "unpair": lambda knobs: 2,
+    "attributes": lambda knobs: 2,
+    "goal_conditioned": lambda knobs: 2,
+    "constraints": lambda knobs: 2,
+    "few_shot_user": lambda knobs: int(knobs["times"]),
+}
+"""Curate steps that make several rows of a pair -> how many at most, from their knobs."""
+
+
+def _grows(recipe: Recipe, stage: Stage) -> int:
+    """Return how many rows the steps of a stage's list make of one pair, at most."""
+    settled = (settle(step) for step in recipe.curations.get(stage.curated, ()))
+    return prod(GROWS[name](knobs) for name, knobs in settled if name in GROWS)
 
 
 def _calls(judge: Judge, pairs: int, words: float) -> dict[str, Any]:
@@ -198,7 +217,7 @@ def _memory(recipe: Recipe, name: str, rows: Mapping[str, Any]) -> float | None:
         "precision": stage.precision,
         "checkpointing": stage.checkpointing,
         "tokens": max(1, round(tokens)),
-        "predicted": 0 if stage.method == "bradley_terry" else max(1, round(tokens / 2)),
+        "predicted": 0 if stage.method in HEADS else max(1, round(tokens / 2)),
         "optimizer": stage.optimizer,
         "reference_in_step": reference_of(stage)["compute"] == "step",
     }

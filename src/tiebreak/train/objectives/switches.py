@@ -122,6 +122,9 @@ def check(*, score: str = "", link: str = "", **rest: Any) -> None:
     for name, part in parts.items():
         if part.scores and score not in part.scores:
             raise InputError(f"{name}: {rest.get(name, link)} goes with score: {' or '.join(part.scores)} only.")
+    idle = [name for name in ("compare", "offset", "target", "weight") if rest.get(name, FIXED[name]) != FIXED[name]]
+    if idle and kind_of(link) in ("alone", "list"):
+        raise InputError(f"The link {link} compares no pairs, so {idle[0]} has no effect; leave it out.")
     if "offset" in parts and parts["link"].sides:
         raise InputError(f"The link {link} looks at each side by itself, so an offset has no effect; leave offset out.")
     knobs = {"score": score, "link": link, **rest}
