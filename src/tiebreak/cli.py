@@ -168,8 +168,7 @@ def ls_command(
     as_json: AsJson = False,
 ) -> None:
     """List everything that has a name: formats, judges, rules, checks, curate steps, objectives."""
-    from tiebreak.registry import load_object, nearest
-    from tiebreak.run.listing import as_objects, show
+    from tiebreak.registry import as_objects, load_object, nearest, show
 
     if table is not None and table not in TABLES:
         raise InputError(f"There is no table {table!r}; there are {', '.join(TABLES)}.{nearest(table, TABLES)}")
