@@ -102,6 +102,8 @@ def test_an_answer_has_the_mean_of_its_ratings_and_none_where_it_has_none() -> N
     ]
     assert counted(done) == {"no ratings": 1}
     assert done.rows[0].grades == ()
+    with pytest.raises(InputError, match=r"the aspect 'shirt', which nothing rates; .*short\. Did you mean 'short'\?"):
+        attributes(judged(*judgments), aspects=["short", "shirt"])
     some = attributes(judged(*judgments), aspects=["short"])
     assert [row.ratings[0] for row in some.rows] == [{"short": 1.0}, {"short": 3.0}, {"short": 2.0}]
     assert counted(some) == {"no ratings": 1}

@@ -125,7 +125,7 @@ def train(loaded: Loaded, rows: Sequence[Example], *, seed: int, steps: int) -> 
 
 def report(loaded: Loaded, trained: Trained, path: Path, prompt: str) -> None:
     """Say what was written, let the model speak, and name what comes next."""
-    model, tokenizer = loaded
+    model, tokenizer = loaded.model, loaded.tokenizer
     asked = encode_prompt(tokenizer, Prompt(text=prompt), room=256).ids
     eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     ((answer,),) = generate(model, [asked], ["shown"], max_new_tokens=60, temperature=0.7, eos=eos, pad=pad)

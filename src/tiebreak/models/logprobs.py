@@ -77,7 +77,7 @@ def words(
     A policy that samples at a temperature is the tempered one, so its ratios and its distance to a reference are those
     of tempered log-probabilities too. With ``entropy`` that of each token's distribution comes along, differentiable.
     """
-    asked = {"temperature": temperature, "entropy": entropy, "collision": collision}
+    asked: dict[str, Any] = {"temperature": temperature, "entropy": entropy, "collision": collision}
     head = plain_head(model)
     return _plain_words(model, forest, **asked) if head is None else _tiled_words(model, head, forest, **asked)
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from tiebreak.models.adapters import Adapter
 from tiebreak.models.encode import encode_prompt
-from tiebreak.models.heads import value_head
-from tiebreak.models.load import Loaded, load_reward, start_reward, to_reward
+from tiebreak.models.heads import to_reward, value_head
+from tiebreak.models.load import Loaded, load_reward, start_reward
 from tiebreak.recipe import Sample, Stage, expanded, pace_of, reward_models, rewards_of, rollout_of, row_knobs
 from tiebreak.records import InputError, Prompt, content_id
 from tiebreak.rewards.combine import Rewards, read_terms

@@ -147,7 +147,7 @@ def read_rows(path: Path) -> list[Pair | Graded]:
     if not path.is_file():
         raise InputError(f"There are no training rows at {path}; run the curate section first.")
     rows = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines())
-    return [from_dict(Graded if "response_ids" in row else Pair, row) for row in rows]
+    return [from_dict(Graded, row) if "response_ids" in row else from_dict(Pair, row) for row in rows]
 
 
 def read_pairs(path: Path) -> list[Pair]:

@@ -196,7 +196,9 @@ def _plain(job: Job, stage: Stage, loaded: Loaded) -> Loaded:
 
 
 def _start(job: Job, stage: Stage, aim: Aim | None, *, texts: Sequence[str]) -> Loaded:
-    head = {} if aim is None or aim.form is None else {"labels": aim.outputs, "form": aim.form, "seed": job.recipe.seed}
+    head: dict[str, Any] = (
+        {} if aim is None or aim.form is None else {"labels": aim.outputs, "form": aim.form, "seed": job.recipe.seed}
+    )
     if isinstance(stage.model, dict):
         if not texts:
             raise InputError(

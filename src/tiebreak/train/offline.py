@@ -211,7 +211,7 @@ def _mark(
 def _order(rows: Sequence[Example], pace: Pace, seed: int) -> Order:
     unsure = [1 - abs(2 * row.p - 1) for row in rows]
     facts = Facts(tokens=[row.tree.size for row in rows], labels=[row.label for row in rows], difficulty=unsure)
-    size = {"batch": pace.batch, "batch_tokens": pace.batch_tokens}
+    size: dict[str, Any] = {"batch": pace.batch, "batch_tokens": pace.batch_tokens}
     return Order(facts, seed=seed, by=pace.order, mixture=pace.mixture, **size)
 
 

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 
 from tiebreak.models.adapters import has_adapter
 from tiebreak.models.attention import forest_mode
-from tiebreak.models.load import without_dropout
+from tiebreak.models.heads import without_dropout
 from tiebreak.records import InputError
 from tiebreak.registry import nearest
 from tiebreak.train.optimizers import make_optimizer
