@@ -166,8 +166,8 @@ def check(view, factor=2.0):
     return [Finding(check="mine", subject="all", sentence="It is so.", value=factor * len(view.ids))]
 
 def keep(rows, *, share=0.5):
-    kept = list(rows.pairs)[: int(share * len(rows.pairs))]
-    return Step(kept, {"not mine": len(rows.pairs) - len(kept)})
+    kept = list(rows.rows)[: int(share * len(rows.rows))]
+    return Step(kept, {"not mine": len(rows.rows) - len(kept)})
 
 def read(path, rows=30):
     for n in range(rows):

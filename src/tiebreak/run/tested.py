@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from tiebreak.evaluate.reward import (
@@ -12,7 +12,6 @@ from tiebreak.evaluate.reward import (
     length_baseline,
     pair_accuracy,
 )
-from tiebreak.recipe import Stage
 from tiebreak.records import InputError, Pair, Prompt, Response
 from tiebreak.run.folder import read_json, read_pairs
 from tiebreak.run.job import Job
@@ -39,13 +38,8 @@ def reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
     texts = {response.id: response for response in job.ledger.responses(ids)}
     rows = [(prompts[p.prompt_id], (texts[p.chosen_id], texts[p.rejected_id])) for p in pairs]
     loaded = load_reward(where, device=job.recipe.device)
-    scored = score(
-        loaded,
-        rows,
-        window=stage.window if stage else 1024,
-        cut=stage.cut if stage else "start",
-        progress=job.progress,
-    )
+    how: dict[str, Any] = {"window": stage.window, "cut": stage.cut} if stage else {}
+    scored = score(loaded, rows, **how, progress=job.progress)
     kept = [(pair, values) for pair, values in zip(pairs, scored, strict=True) if values is not None]
     margins = [chosen - rejected for _, (chosen, rejected) in kept]
     groups = _clusters([prompts[pair.prompt_id].group for pair, _ in kept])
@@ -76,7 +70,7 @@ def reward(job: Job, named: str, truth: Truth | None) -> dict[str, Any]:
     }
     if loaded.form.kind == "attributes":
         known = [row for row, values in zip(rows, scored, strict=True) if values is not None]
-        found["attributes"] = _attributes(loaded, known, groups, stage)
+        found["attributes"] = _attributes(loaded, known, groups, how)
     if truth:
         gaps = [
             truth(prompts[p.prompt_id], texts[p.chosen_id].text)
@@ -92,12 +86,11 @@ def _attributes(
     loaded: Loaded,
     rows: Sequence[tuple[Prompt, Sequence[Response]]],
     groups: list[str] | list[int],
-    stage: Stage | None,
+    how: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Return the accuracy of each attribute by itself, of a head that has several."""
     from tiebreak.models.score import score_columns
 
-    how: dict[str, Any] = {"window": stage.window, "cut": stage.cut} if stage else {}
     marks = score_columns(loaded, rows, **how)
     gaps = [[a - b for a, b in zip(*both, strict=True)] for both in marks if both is not None]
     return {name: one._asdict() for name, one in attribute_accuracies(gaps, loaded.form.names, groups).items()}
