@@ -254,6 +254,8 @@ def _told_judging(run: Artefacts) -> str:
     if rows:
         made = words.join([words.plural(step.n, _ROWS.get(step.unit, "training row")) for step in rows])
         told.append(f"The judgments became {made}.")
+    elif (pairs := run.counts("curate").get("pairs")) is not None:
+        told.append(f"The judgments became {words.plural(pairs, 'training pair')}.")
     return " ".join(told)
 
 
