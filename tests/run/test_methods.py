@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from tests.run.made import MODEL, Shell, tiny, write
+from tiebreak.records import Prompt, Response
 from tiebreak.train.objectives.by_feature import ROWS as ON_FEATURES
 from tiebreak.train.objectives.by_head import OF_FORMS
 from tiebreak.train.objectives.presets import HEADS, OBJECTIVES
@@ -140,6 +141,14 @@ def test_every_head_trains_on_a_frozen_backbone(
         home = started / "runs/frozen/train" / name
         assert (home / "head/feature_head.json").is_file() == (name in APART), name
         assert (home / "model/config.json").is_file() == (name not in APART), name
+        card = home / ("head" if name in APART else "model") / "README.md"
+        assert stages.get(name, {"method": ""})["method"] in card.read_text()
+    from tiebreak.models.ideal import load_ideal
+
+    reader = load_ideal(started / "runs/frozen/train/feature_network/head")
+    asked = Prompt(text="Is rain wet?")
+    found = reader.scores([(asked, [Response(prompt_id=asked.id, text=text) for text in (" Yes.", " No.")])])
+    assert len(found[0] or ()) == 2
     assert json.loads((started / "runs/frozen/evaluate/results.json").read_text())["reward"]["held_out"]["n"] > 0
 
 

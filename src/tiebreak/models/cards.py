@@ -124,3 +124,22 @@ def ending(tokenizer: PreTrainedTokenizerBase) -> str:
     """Return what has to follow an answer's text so that it has ended: EOS, or nothing where the tokenizer adds it."""
     ids = tokenizer("a")["input_ids"]
     return "" if ids and ids[-1] == tokenizer.eos_token_id else str(tokenizer.eos_token)
+
+
+def head_card(name: str, base: str, method: str, *, does: str = "", formula: str = "", paper: str = "") -> str:
+    """Return the text of README.md for the folder of a head that stands apart from its frozen backbone.
+
+    Args:
+        name: where the head is loaded from.
+        base: its backbone.
+        method: the name of the row that trained it.
+        does: what that does, in a line.
+        formula: what that minimises, in a line.
+        paper: where it was published.
+    """
+    told = {"Backbone": _code(base), "Method": ", ".join(part for part in (_code(method), does) if part)}
+    told |= {"Loss": _code(formula), "Paper": paper}
+    rows = [f"- {what}: {said}" for what, said in told.items() if said]
+    use = f"from tiebreak.models.ideal import load_ideal\n\nload_ideal({name!r}).scores([(prompt, responses)])"
+    told_of = "A head on features of a frozen backbone. It scores answers; one for users takes `user=` too."
+    return "\n\n".join([f"# {name}", told_of, "\n".join(rows), "## Use", f"```python\n{use}\n```"]) + "\n"

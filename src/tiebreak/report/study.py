@@ -19,6 +19,10 @@ from tiebreak.report.canvas import ACCENT, INK, QUIET, SECOND, sheet
 Table = Mapping[str, Any]
 Row = Mapping[str, Any]
 
+LETTER = 7.5
+"""About the width of a letter of a name."""
+GAP = 26
+"""Between two panels, so that the last number below one stays clear of the first below the next."""
 WIDTH, NAMES, LINE, SQUARE, ACROSS = 900, 150, 22, 250, 3
 """Pixels of the whole, of the names at its left, of a line and of a lower panel; panels side by side."""
 
@@ -136,21 +140,22 @@ def figure(table: Table) -> str:
     across = min(ACROSS, len(panels))
     bands = -(-len(panels) // across)
     height = bands * (rates + squares)
-    wide = (WIDTH - NAMES) / across
+    names = max(NAMES, LETTER * max(map(len, labels)) + 24)
+    wide = (WIDTH - names) / across
     with sheet("study", WIDTH, height) as drawn:
         for place, (title, rows) in enumerate(panels):
-            left, top = NAMES + wide * (place % across), (rates + squares) * (place // across)
+            left, top = names + wide * (place % across), (rates + squares) * (place // across)
             box = {"width": left + wide, "height": top + rates}
-            axes = drawn.axes(left + 8, top + 34, 14, 40, **box)
+            axes = drawn.axes(left + 8, top + 34, GAP, 40, **box)
             _rates(axes, rows, table, title)
             if place % across == 0:
                 for y, label in enumerate(labels):
                     axes.text(
-                        -14 / (wide - 22), y, label, transform=axes.get_yaxis_transform(), ha="right", va="center"
+                        -14 / (wide - GAP - 8), y, label, transform=axes.get_yaxis_transform(), ha="right", va="center"
                     )
             if far:
                 box = {"width": left + wide, "height": top + rates + squares}
-                _distances(drawn.axes(left + 8, top + rates + 20, 14, 54, **box), rows, table, place % across == 0)
+                _distances(drawn.axes(left + 8, top + rates + 20, GAP, 54, **box), rows, table, place % across == 0)
     return _alone(drawn.svg, f"{_title(table)}. The numbers are in table.md.")
 
 

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from typing import NamedTuple
 
+from tiebreak.models.cards import head_card
 from tiebreak.models.encode import encode_tree
 from tiebreak.models.features import LinearHead, put_in, weights_mark
 from tiebreak.models.forest import Tree
@@ -14,9 +15,11 @@ from tiebreak.models.load import Loaded
 from tiebreak.recipe import Stage, pace_of
 from tiebreak.records import InputError, Response
 from tiebreak.run.aim import Aim
+from tiebreak.run.folder import write_text
 from tiebreak.run.job import Job
 from tiebreak.run.rows import Encoded
 from tiebreak.train.heads import fit_examples
+from tiebreak.train.methods import METHODS
 from tiebreak.train.objectives.by_feature import READS_PROMPTS, READS_SHIFTED, READS_USERS
 from tiebreak.train.objectives.part import made_by
 from tiebreak.train.offline import Trained
@@ -69,6 +72,9 @@ def fit_frozen(job: Job, stage: Stage, aim: Aim, loaded: Loaded, rows: Encoded) 
     mark = weights_mark(loaded.model)
     below = Backbone(where=str(where), mark=mark, seed=job.recipe.seed, window=stage.window, cut=stage.cut)
     save_head(done.head, job.home / "head", backbone=below)
+    row = METHODS[stage.method]
+    told = {"does": row.does, "formula": row.formula, "paper": row.paper}
+    write_text(job.home / "head" / "README.md", head_card(str(job.home / "head"), stage.model, stage.method, **told))
     return Headed(trained, True)
 
 
