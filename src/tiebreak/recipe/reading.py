@@ -267,10 +267,8 @@ def _check_loop(stage: Stage, where: str, stages: Collection[str]) -> None:
     check_terms(rewards_of(stage, stages), where=f"{where}.reward")
 
 
-OF_WHOLE_MODELS = (
-    *("adapter", "ema", "checkpointing", "precision", "tokens", "optimizer", "optimizer_knobs", "evaluate_every"),
-    *("keep", "trackers", "reference", "checkpoint_every", "log_every"),
-)
+OF_WHOLE_MODELS = ("adapter", "ema", "checkpointing", "precision", "tokens", "optimizer", "optimizer_knobs", "keep")
+OF_WHOLE_MODELS += ("evaluate_every", "trackers", "reference", "checkpoint_every", "log_every")
 """Keys of a stage that the training of a head on features does not read."""
 
 
@@ -301,6 +299,8 @@ def row_knobs(row: Row, given: Mapping[str, Any], where: str, also: Sequence[str
     try:
         settled = row.settle(given, where=where)
     except UnknownKnob as error:
+        if row.knobs is None:
+            raise
         near = nearest(error.knob, [*(row.knobs or ()), *also])
         raise InputError(f"{where} has no key {error.knob!r}, and {row.name!r} has no such knob.{near}") from error
     defaults = row.settle({}, where=where)
