@@ -267,8 +267,8 @@ def _check_loop(stage: Stage, where: str, stages: Collection[str]) -> None:
     check_terms(rewards_of(stage, stages), where=f"{where}.reward")
 
 
-OF_WHOLE_MODELS = ("adapter", "ema", "checkpointing", "precision", "tokens", "optimizer", "optimizer_knobs", "keep")
-OF_WHOLE_MODELS += ("evaluate_every", "trackers", "reference", "checkpoint_every", "log_every")
+OF_WHOLE_MODELS: tuple[str, ...] = ("adapter", "ema", "checkpointing", "precision", "tokens", "optimizer", "keep")
+OF_WHOLE_MODELS += ("optimizer_knobs", "evaluate_every", "trackers", "reference", "checkpoint_every", "log_every")
 """Keys of a stage that the training of a head on features does not read."""
 
 
