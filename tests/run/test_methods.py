@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 
 from tests.run.made import MODEL, Shell, tiny, write
+from tiebreak.recipe import Stage
 from tiebreak.records import Prompt, Response
+from tiebreak.run.aim import aim_of
+from tiebreak.run.learning import unbounded
 from tiebreak.train.objectives.by_feature import ROWS as ON_FEATURES
 from tiebreak.train.objectives.by_head import OF_FORMS
 from tiebreak.train.objectives.presets import HEADS, OBJECTIVES
@@ -150,6 +153,14 @@ def test_every_head_trains_on_a_frozen_backbone(
     found = reader.scores([(asked, [Response(prompt_id=asked.id, text=text) for text in (" Yes.", " No.")])])
     assert len(found[0] or ()) == 2
     assert json.loads((started / "runs/frozen/evaluate/results.json").read_text())["reward"]["held_out"]["n"] > 0
+
+
+def test_a_loss_without_a_bound_is_warned_of_once_it_is_below_0() -> None:
+    """Rows that can be told apart pull the margins of robust DPO ever wider; the others' losses stop at 0."""
+    robust, plain = (aim_of(Stage(method=name, model="sft"), "here") for name in ("robust_dpo", "dpo"))
+    assert unbounded(robust, {"loss": 0.3, "eval/loss": -0.2}) != []
+    assert unbounded(robust, {"loss": 0.3, "eval/loss": 0.2}) == []
+    assert unbounded(plain, {"loss": -0.1}) == []
 
 
 @pytest.mark.parametrize(

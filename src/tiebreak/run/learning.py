@@ -83,7 +83,18 @@ def _offline(job: Job, stage: Stage) -> Learned:
         cache=job.project / "train" / "references",
         **_how(job, stage),
     )
-    return Learned(loaded, done, counts, rows.dropped, (), centre)
+    return Learned(loaded, done, counts, rows.dropped, unbounded(aim, done.last), centre)
+
+
+def unbounded(aim: Aim, last: Mapping[str, float]) -> list[str]:
+    """Warn of a loss that went below 0 where it has no bound: margins then grow for as long as the training goes on."""
+    fell = [value for name, value in last.items() if name in ("loss", "eval/loss") and value < 0]
+    if aim.knobs.get("target") != "unbiased" or not fell:
+        return []
+    return [
+        f"the loss fell to {min(fell):.3f}: with target unbiased it has no bound, and margins grow for as long as it "
+        "trains; stop earlier, or lower the learning rate"
+    ]
 
 
 def _acting(job: Job, stage: Stage) -> Learned:
