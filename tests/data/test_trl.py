@@ -147,3 +147,10 @@ def test_datasets_reads_what_was_written(tmp_path, monkeypatch, shape, conversat
     found = datasets.load_dataset(kind, data_files=str(path), split="train", cache_dir=str(tmp_path / "cache"))
     expected = list(to_trl(pairs, PROMPTS, RESPONSES, shape=shape, conversational=conversational))
     assert json.loads(json.dumps(found.to_list())) == expected
+
+
+def test_pairs_whose_sides_answer_different_prompts_are_refused(tmp_path):
+    other = Prompt(text="R: ")
+    with pytest.raises(InputError, match="answer different prompts"):
+        export_pairs([pair(rejected_prompt_id=other.id)], PROMPTS, RESPONSES, tmp_path / "rows.jsonl")
+    assert list(tmp_path.iterdir()) == []

@@ -163,6 +163,11 @@ def export_pairs(
     Raises:
         InputError: nothing is left to write, or what ``to_trl`` and ``write_rows`` refuse.
     """
+    if apart := next((pair for pair in pairs if pair.rejected_prompt_id not in ("", pair.prompt_id)), None):
+        raise InputError(
+            f"The sides of the pair {apart.id} answer different prompts, and no shape of TRL's holds that; export a "
+            "list of curate steps whose pairs have one prompt."
+        )
     kept = hard_pairs(pairs, responses)
     if not kept.hard:
         raise InputError(
