@@ -246,11 +246,9 @@ class Pair:
                 "A pair has the same response on both sides; ties are kept as p = 0.5 between two responses."
             )
         if not self.id:
-            object.__setattr__(
-                self,
-                "id",
-                content_id("pair", self.prompt_id, self.chosen_id, self.rejected_id, self.p, self.judgment_ids),
-            )
+            said = (self.prompt_id, self.chosen_id, self.rejected_id, self.p, self.judgment_ids)
+            more = (self.rejected_prompt_id, self.user, dict(self.beside))
+            object.__setattr__(self, "id", content_id("pair", *said, *(more if any(more) else ())))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -299,6 +297,7 @@ class Graded:
                     [dict(of_one) for of_one in self.ratings],
                     self.steps,
                     self.prompt_ids,
+                    self.user,
                     self.judgment_ids,
                 ),
             )

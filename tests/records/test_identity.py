@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tiebreak.records import Finding, Judgment, Message, Pair, Prompt, Response, content_id, from_dict, to_dict
+from tiebreak.records import Finding, Graded, Judgment, Message, Pair, Prompt, Response, content_id, from_dict, to_dict
 
 text = st.text(max_size=20)
 number = st.floats(0, 1)
@@ -72,7 +72,18 @@ pairs = st.builds(
 findings = st.builds(
     Finding, check=text, subject=text, sentence=text, value=st.none() | number, examples=st.just(("x",))
 )
-records = st.one_of(prompts, responses, judgments(), pairs, findings)
+marks = st.dictionaries(text, st.none() | number)
+graded = st.builds(
+    Graded,
+    prompt_id=text,
+    response_ids=st.just(("a", "b")),
+    grades=st.just(()) | st.tuples(number, number),
+    ratings=st.just(()) | st.tuples(marks, marks),
+    steps=st.just(()) | st.just((((3, 1.0), (9, 0.0)), ())),
+    user=text,
+    judgment_ids=st.lists(text, max_size=3).map(tuple),
+)
+records = st.one_of(prompts, responses, judgments(), pairs, graded, findings)
 
 
 @given(records)
@@ -99,6 +110,7 @@ PROMPT = Prompt(text="q")
 RESPONSE = Response(prompt_id="p", text="a")
 JUDGMENT = Judgment(prompt_id="p", slots=("a", "b"), verdict="slot", winner=0, by="rule:length")
 PAIR = Pair(prompt_id="p", chosen_id="a", rejected_id="b")
+GRADED = Graded(prompt_id="p", response_ids=("a", "b"), grades=(1.0, 0.0))
 
 SAID: list[tuple[Any, dict[str, Any]]] = [
     (PROMPT, {"text": "r"}),
@@ -131,12 +143,25 @@ SAID: list[tuple[Any, dict[str, Any]]] = [
     (PAIR, {"rejected_id": "c"}),
     (PAIR, {"p": 0.7}),
     (PAIR, {"judgment_ids": ("j",)}),
+    (PAIR, {"rejected_prompt_id": "o"}),
+    (PAIR, {"user": "human:ann"}),
+    (PAIR, {"beside": {"rationale": "r"}}),
+    (GRADED, {"prompt_id": "o"}),
+    (GRADED, {"response_ids": ("a", "c")}),
+    (GRADED, {"grades": (1.0, 0.5)}),
+    (GRADED, {"ratings": ({"helpful": 4.0}, {})}),
+    (GRADED, {"steps": (((3, 1.0),), ())}),
+    (GRADED, {"prompt_ids": ("p", "o")}),
+    (GRADED, {"user": "human:ann"}),
+    (GRADED, {"judgment_ids": ("j",)}),
 ]
 ASIDE: list[tuple[Any, dict[str, Any]]] = [
     (PROMPT, {"tags": ("t",), "source": "s", "licence": "l", "group": "g"}),
     (RESPONSE, {"finish": "stop", "tokens": 3}),
     (JUDGMENT, {"tokens_in": 1, "tokens_out": 2, "price": 0.1, "latency": 0.2, "created_at": "2020-01-01"}),
-    (PAIR, {"margin": 0.1, "weight": 2.0, "n": 3, "conflict": True}),
+    (PAIR, {"margin": 0.1, "weight": 2.0, "n": 3, "conflict": True, "band": 1, "flipped": True}),
+    (PAIR, {"scores": (4.0, 2.0), "spread": 0.5}),
+    (GRADED, {"weight": 2.0}),
 ]
 
 
@@ -154,7 +179,7 @@ def test_what_is_noted_beside_the_content_leaves_the_id(record: Any, change: dic
     assert replace(record, id="", **change).id == record.id
 
 
-@pytest.mark.parametrize("record", [PROMPT, RESPONSE, JUDGMENT, PAIR], ids=show)
+@pytest.mark.parametrize("record", [PROMPT, RESPONSE, JUDGMENT, PAIR, GRADED], ids=show)
 def test_every_field_is_either_said_or_beside(record: Any) -> None:
     listed = {name for kind, change in [*SAID, *ASIDE] if type(kind) is type(record) for name in change}
     assert listed == {field.name for field in fields(record)} - {"id"}
