@@ -79,7 +79,7 @@ class Row:
         knobs = self.knobs if self.knobs is not None else _keywords(self.load())
         if self.more and not set(given) <= set(knobs):
             beyond: dict[str, Any] = load_object(self.more, what=self.name)({**knobs, **given}, where=where)
-            return {name: beyond[name] for name in (*knobs, *given)}
+            return {name: beyond[name] for name in dict.fromkeys((*knobs, *given)) if name in beyond}
         for name in given:
             if name not in knobs:
                 has = f"it has {', '.join(knobs)}" if knobs else "it has none"

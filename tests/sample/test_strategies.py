@@ -226,4 +226,12 @@ def test_a_reward_from_the_same_recipe_is_made_first(tmp_path: Path) -> None:
     order = [stage.name for stage in plan(made)]
     assert order.index("train.rm") < order.index("sample")
     with pytest.raises(InputError, match="wait for each other"):
-        plan(recipe(tmp_path, {"strategy": "best_of_n", "reward": "rm"}, train=stages, curate=[], judge={"by": "rule"}))
+        plan(
+            recipe(
+                tmp_path,
+                {"strategy": "best_of_n", "reward": "rm"},
+                train=stages,
+                curate=["soft_label"],
+                judge={"by": "rule"},
+            )
+        )

@@ -24,7 +24,7 @@ from tiebreak.models.heads import head_of
 from tiebreak.records import InputError, Progress, quiet
 from tiebreak.train.frozen import Batch, FeatureRows, Shifted, rows_on
 from tiebreak.train.objectives.seen import NOTHING, Outcome
-from tiebreak.train.objectives.switches import kind_of, needs_of, objective, parts_of
+from tiebreak.train.objectives.switches import kind_of, needs_of, objective, of_pairs, parts_of
 from tiebreak.train.offline import settle
 from tiebreak.train.order import Facts, Order
 from tiebreak.train.pace import Pace
@@ -242,7 +242,7 @@ def _judge(best: dict[str, Any], head: nn.Module, value: float, number: int) -> 
 
 def _checked(head: nn.Module, rows: FeatureRows, knobs: Mapping[str, Any], loss: Loss) -> dict[str, Any]:
     """Return all knobs of the objective, once it is sure that these rows have what it reads."""
-    whole = settle(loss, knobs)
+    whole = settle(loss, of_pairs(knobs))
     if whole["score"] != "head":
         raise InputError(f"A head on features gives scores only, so score has to be head, not {whole['score']}.")
     if not len(rows):

@@ -162,7 +162,9 @@ def settled(knobs: Mapping[str, Any], *, where: str = "The objective") -> dict[s
     Raises:
         InputError: a knob that neither the trainer nor the objective has.
     """
+    from tiebreak.train.objectives.switches import of_pairs
     from tiebreak.train.objectives.switches import settled as of_objective
 
     own = {name: value for name, value in knobs.items() if name in OWN}
-    return {**of_objective({name: value for name, value in knobs.items() if name not in OWN}, where=where), **own}
+    rest = of_pairs({name: value for name, value in knobs.items() if name not in OWN})
+    return {**of_objective(rest, where=where), **own}

@@ -73,6 +73,12 @@ def parts_of(knobs: Mapping[str, Any]) -> dict[str, Part]:
     return found | {name: term for name, term in TERMS.items() if whole.get(name)}
 
 
+def of_pairs(knobs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return ``knobs`` without the target where the link takes no pairs: a head's row has one, whatever its link."""
+    alone = kind_of(str(knobs.get("link", ""))) in ("alone", "list")
+    return {name: value for name, value in knobs.items() if not (alone and name == "target")}
+
+
 def needs_of(knobs: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the fields that the rows of an objective need to have."""
     return tuple(dict.fromkeys(need for part in parts_of(knobs).values() for need in part.needs))
