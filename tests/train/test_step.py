@@ -135,7 +135,7 @@ def test_broken_numbers_of_a_row_are_one_sentence(change: dict[str, float], said
     rows = batch("dpo")
     rows[2] = rows[2]._replace(**change)
     with pytest.raises(InputError, match=said) as refused:
-        check_rows(rows, start("dpo"), pairs=True)
+        check_rows(rows, start("dpo"), kind="pairs")
     assert "\n" not in str(refused.value)
 
 
@@ -145,11 +145,11 @@ def test_a_row_that_just_fits_the_models_window_is_taken_and_a_longer_one_refuse
     fits = Example(Tree(ids(draw, 100), (ids(draw, window - 100), ids(draw, 3))))
     long = Example(Tree(ids(draw, 100), (ids(draw, 3), ids(draw, window - 99))))
     learner = made("dpo", kind=kind)
-    check_rows([fits], learner.model, pairs=True)
+    check_rows([fits], learner.model, kind="pairs")
     with learner.ready():
         assert math.isfinite(learner.step([fits], 0, 1).numbers["loss"])
     with pytest.raises(InputError, match="Row 1 has 129 tokens and the model 128 positions; lower window"):
-        check_rows([fits, long], learner.model, pairs=True)
+        check_rows([fits, long], learner.model, kind="pairs")
 
 
 @pytest.mark.parametrize("method", METHODS)
