@@ -155,6 +155,16 @@ def test_every_head_trains_on_a_frozen_backbone(
     assert json.loads((started / "runs/frozen/evaluate/results.json").read_text())["reward"]["held_out"]["n"] > 0
 
 
+def test_a_policy_learns_from_a_head_that_only_compares(tiebreak: Shell) -> None:
+    """The value net then starts from the policy: an embedding of two answers' contest is no start for a value."""
+    sft = {"method": "sft", "rows": "responses", "model": MODEL, "vocabulary": 400, **QUICK}
+    reward = {"method": "gpm", "model": "sft", **QUICK}
+    policy = {"method": "ppo", "model": "sft", "reward": "reward", "steps": 1, "window": 192, "batch": 8}
+    policy["rollout"] = {"n": 2, "max_new_tokens": 8}
+    train = {"sft": sft, "reward": reward, "policy": policy}
+    tiebreak.fine("run", write("ppo.yaml", tiny(threads=1, train=train, evaluate=None, audit=None, export=None)))
+
+
 def test_a_loss_without_a_bound_is_warned_of_once_it_is_below_0() -> None:
     """Rows that can be told apart pull the margins of robust DPO ever wider; the others' losses stop at 0."""
     robust, plain = (aim_of(Stage(method=name, model="sft"), "here") for name in ("robust_dpo", "dpo"))

@@ -10,8 +10,9 @@ from typing import Any
 
 from tiebreak.models.adapters import Adapter
 from tiebreak.models.encode import encode_prompt
+from tiebreak.models.forms import SCALAR
 from tiebreak.models.heads import to_reward, value_head
-from tiebreak.models.load import Loaded, load_reward, start_reward
+from tiebreak.models.load import Loaded, form_at, load_reward, start_reward
 from tiebreak.recipe import Sample, Stage, expanded, pace_of, reward_models, rewards_of, rollout_of, row_knobs
 from tiebreak.records import InputError, Prompt, content_id
 from tiebreak.rewards.combine import Rewards, read_terms
@@ -98,7 +99,8 @@ def _with_endpoint(one: dict[str, Any], where: str) -> dict[str, Any]:
 def critic(job: Job, stage: Stage, knobs: dict[str, Any], policy: Loaded) -> Any:
     """Return the value net of a method that has one: a head on the policy, or a net that starts where it is told.
 
-    Without a word it starts from the reward model, as in Stiennon et al. (2020), or else from the policy.
+    Without a word it starts from the reward model, as in Stiennon et al. (2020), or else from the policy; from the
+    policy too where the reward model gives anything but one score.
     """
     if knobs["advantage"] not in LEARNS_VALUES:
         if stage.value is not None:
@@ -107,9 +109,11 @@ def critic(job: Job, stage: Stage, knobs: dict[str, Any], policy: Loaded) -> Any
     if stage.value == "shared":
         return value_head(policy.model)
     named = stage.value or next(iter(reward_models(stage, job.recipe.train)), None)
-    if named is None:
+    where = None if named is None else job.model(named)[1]
+    form = None if where is None else form_at(where)
+    if where is None or (stage.value is None and form is not None and form != SCALAR):
         return to_reward(policy.model, policy.tokenizer, seed=job.recipe.seed)
-    return start_reward(job.model(named)[1], seed=job.recipe.seed, device=job.recipe.device).model
+    return start_reward(where, seed=job.recipe.seed, device=job.recipe.device).model
 
 
 def pace(stage: Stage, prompts: int) -> Pace:
