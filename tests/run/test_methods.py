@@ -163,6 +163,8 @@ def test_a_policy_learns_from_a_head_that_only_compares(tiebreak: Shell) -> None
     policy["rollout"] = {"n": 2, "max_new_tokens": 8}
     train = {"sft": sft, "reward": reward, "policy": policy}
     tiebreak.fine("run", write("ppo.yaml", tiny(threads=1, train=train, evaluate=None, audit=None, export=None)))
+    assert json.loads(Path("runs/tiny/train/reward/model/head.json").read_text())["kind"] == "skew"
+    assert Path("runs/tiny/train/policy/model/config.json").is_file()
 
 
 def test_a_loss_without_a_bound_is_warned_of_once_it_is_below_0() -> None:
