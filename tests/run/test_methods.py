@@ -175,6 +175,19 @@ def test_a_loss_without_a_bound_is_warned_of_once_it_is_below_0() -> None:
     assert unbounded(plain, {"loss": -0.1}) == []
 
 
+def unless(stage: str) -> Any:
+    """Loading as it is, but for ``stage``, whose rows have to be refused before."""
+    from tiebreak.run import learning
+
+    load = learning._start
+
+    def start(job: Any, *given: Any, **named: Any) -> Any:
+        assert job.name != f"train.{stage}", "a model was loaded before the rows were looked at"
+        return load(job, *given, **named)
+
+    return start
+
+
 @pytest.mark.parametrize(
     ("method", "said"),
     [
@@ -194,6 +207,7 @@ def test_rows_that_lack_something_are_refused_with_the_step_that_makes_it(
     sft = {"method": "sft", "rows": "responses", "model": MODEL, "vocabulary": 400, **QUICK}
     more = {"band": 0} if method == "curry_dpo" else {}
     stages = {"sft": sft, "other": {"method": method, "model": "sft", **QUICK, **more}}
+    monkeypatch.setattr("tiebreak.run.learning._start", unless("other"))
     recipe = tiny(threads=1, curate=BEGIN, train=stages, evaluate=None, audit=None, export=None)
     told = tiebreak("run", write("lacks.yaml", recipe))
     assert told.code == 1

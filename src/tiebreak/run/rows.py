@@ -17,7 +17,7 @@ from tiebreak.run.folder import read_rows, write_json
 from tiebreak.run.job import Job
 from tiebreak.run.plan import rows_of
 from tiebreak.train.objectives.part import made_by
-from tiebreak.train.rows import Example
+from tiebreak.train.rows import Example, check_shapes
 
 Item = TypeVar("Item")
 
@@ -69,6 +69,16 @@ class Rows:
         else:
             self.rows, self.held = self._written(job, kind), []
         self.rows = self.rows[: stage.limit]
+        self._check()
+
+    def _check(self) -> None:
+        """Refuse rows that the objective cannot take, before a model is loaded; words do not matter for that."""
+        bare = []
+        for row in (*self.rows, *self.held):
+            tree = Tree((0,), ((0,),) * len(row.sides))
+            bare.append(Example(tree, **row.says | self._marks(row)))
+        needs = [need for need in self.aim.asked.needs if need != "mismatched"]  # which is made of the other rows
+        check_shapes(bare, kind=self.aim.asked.kind, needs=needs)
 
     @property
     def texts(self) -> list[str]:

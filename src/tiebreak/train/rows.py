@@ -80,12 +80,9 @@ def check_rows(
     if not rows:
         raise InputError("There is nothing to train on: every row was dropped or none was given; look at the funnel.")
     context = context_of(model)
+    check_shapes(rows, kind=kind, needs=needs)
     for number, row in enumerate(rows):
         branches = row.tree.branches
-        if wrong := _SHAPES[kind](row):
-            raise InputError(f"Row {number} {wrong}")
-        if lacks := next((need for need in needs if not _HAS.get(need, partial(_beside, need))(row)), None):
-            raise InputError(f"Row {number} has no {lacks}, which the objective reads; {made_by(lacks)}.")
         if not 0.0 <= row.p <= 1.0:
             raise InputError(f"Row {number} has p = {row.p}; P(chosen is better) lies between 0 and 1.")
         if not 0.0 < row.weight < math.inf:
@@ -93,6 +90,19 @@ def check_rows(
         longest = len(row.tree.trunk) + max(map(len, branches), default=0)
         if context is not None and longest > context:
             raise InputError(f"Row {number} has {longest} tokens and the model {context} positions; lower window.")
+
+
+def check_shapes(rows: Sequence[Example], *, kind: Kind, needs: Sequence[str] = ()) -> None:
+    """Refuse rows of another shape than an objective takes, or without a field that it reads; needs no model.
+
+    Raises:
+        InputError: which row, what it lacks, and the curate step that makes it.
+    """
+    for number, row in enumerate(rows):
+        if wrong := _SHAPES[kind](row):
+            raise InputError(f"Row {number} {wrong}")
+        if lacks := next((need for need in needs if not _HAS.get(need, partial(_beside, need))(row)), None):
+            raise InputError(f"Row {number} has no {lacks}, which the objective reads; {made_by(lacks)}.")
 
 
 def _pair_shape(row: Example) -> str:
