@@ -75,7 +75,8 @@ def taught(steps: int = 120, batch: int = 32) -> Loaded:
 @pytest.fixture(scope="module")
 def leaning(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the model, that leans to the first slot, and one with the rubric beside it."""
-    where, (model, tokenizer) = tmp_path_factory.mktemp("judge"), taught()
+    where, made = tmp_path_factory.mktemp("judge"), taught()
+    model, tokenizer = made.model, made.tokenizer
     with torch.no_grad():
         model.lm_head.bias[digit(tokenizer, 1)] += LEAN
     save_model(model, tokenizer, where / "leaning")
